@@ -1,0 +1,572 @@
+"""Asking the objective along directions, and recombining the answers.
+
+The only module with vmap and scan. Let V be the K x d matrix of directions, row k a
+pure function of (key, k). ``evaluate`` asks for f(theta + mu s_p v_k), ``combine``
+returns V^T w, and ``estimate`` does both. V is never state and never a message: with
+``chunk_size`` the rows are drawn again where they are needed, so that only that many
+directions are alive at once. Chunk size and jit never change the random stream.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from zojax._base import (
+    PyTree,
+    Sampler,
+    canonical_key,
+    check_params,
+    is_none,
+    step_key,
+    value_dtype,
+    wide_dtype,
+)
+from zojax.perturbations import rademacher
+
+__all__ = [
+    "Estimate",
+    "as_gradient",
+    "check_smoothing",
+    "combine",
+    "combine_steps",
+    "direction_like",
+    "estimate",
+    "evaluate",
+    "evaluate_at",
+    "map_directions",
+]
+
+
+class Estimate(NamedTuple):
+    """What :func:`estimate` returns.
+
+    Attributes:
+      sums: V^T w, a pytree like params in at least float32, with None at frozen leaves;
+        leaves have the leading axes of the weights before K, if any.
+      values: f[K, P], the query values.
+      aux: the aux of query (0, 0), or None.
+    """
+
+    sums: PyTree
+    values: jax.Array
+    aux: PyTree
+
+
+def _map(
+    function: Callable, xs: PyTree, size: int, chunk_size: int | None = None
+) -> PyTree:
+    """Maps over a leading axis, ``chunk_size`` at a time (None: all at once)."""
+    if size == 1:
+        only = function(jax.tree.map(lambda x: x[0], xs))
+        return jax.tree.map(lambda leaf: leaf[None], only)
+    if chunk_size is None or chunk_size >= size:
+        return jax.vmap(function)(xs)
+    return jax.lax.map(function, xs, batch_size=chunk_size if chunk_size > 1 else None)
+
+
+def _directions(
+    sampler: Sampler,
+    key: jax.Array,
+    indices: jax.Array,
+    num_directions: int,
+    params: PyTree,
+) -> PyTree:
+    """Stacked rows of V."""
+    return _map(
+        lambda k: sampler(key, k, num_directions, params), indices, len(indices)
+    )
+
+
+def _shift(params: PyTree, direction: PyTree, scale: jax.Array) -> PyTree:
+    """params + scale * direction, rounded once; frozen leaves are passed through."""
+
+    def leaf(v, p):
+        if v is None:
+            return p
+        wide = wide_dtype(jnp.result_type(p))
+        moved = jnp.asarray(p, wide) + jnp.asarray(scale, wide) * v.astype(wide)
+        return moved.astype(jnp.result_type(p))
+
+    return jax.tree.map(leaf, direction, params, is_leaf=is_none)
+
+
+def evaluate_at(
+    value_fn: Callable[[PyTree], Any], params: PyTree, *, has_aux: bool = False
+) -> tuple[jax.Array, PyTree]:
+    """Queries the objective once: (f(params), aux).
+
+    Args:
+      value_fn: params -> scalar, or (scalar, aux) with ``has_aux``.
+      params: pytree.
+      has_aux: whether value_fn returns an aux.
+
+    Returns:
+      The value in float32 (float64 under x64), and the aux or None.
+
+    Raises:
+      ValueError: if value_fn does not return a real scalar.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> zojax.evaluate_at(lambda x: (x**2).sum(), jnp.ones(3))[0].item()
+      3.0
+
+    Source: the conventions of jax.value_and_grad.
+    """
+    result = value_fn(params)
+    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+        raise ValueError(
+            f"value_fn must return (value, aux) with has_aux=True, got {type(result)}"
+        )
+    value, aux = result if has_aux else (result, None)
+    if isinstance(value, tuple):
+        raise ValueError(
+            "value_fn must return a scalar, got a tuple: pass has_aux=True if it"
+            " returns (value, aux)"
+        )
+    value = jnp.asarray(value)
+    if value.shape != () or jnp.issubdtype(value.dtype, jnp.complexfloating):
+        raise ValueError(
+            "value_fn must return a real scalar, got shape"
+            f" {value.shape} and dtype {value.dtype}"
+        )
+    return value.astype(value_dtype()), aux
+
+
+def base_value(
+    value_fn: Callable[[PyTree], Any],
+    params: PyTree,
+    value: jax.Array | None,
+    has_aux: bool,
+) -> tuple[jax.Array, PyTree]:
+    """(f(params), aux): the value that the caller passed, else a query."""
+    if value is None:
+        return evaluate_at(value_fn, params, has_aux=has_aux)
+    return jnp.asarray(value, value_dtype()), None
+
+
+def map_directions(
+    function: Callable[[PyTree], PyTree],
+    params: PyTree,
+    sampler: Sampler,
+    key: jax.Array,
+    num_directions: int,
+    *,
+    chunk_size: int | None = None,
+) -> PyTree:
+    """Applies a function to each direction: stacked function(v_k), k = 0..K-1.
+
+    Args:
+      function: direction -> pytree of arrays (scalars, as a rule).
+      params: pytree that the directions are drawn for.
+      sampler: a sampler of zojax.perturbations.
+      key: the step's key.
+      num_directions: K.
+      chunk_size: how many directions live at once; None for all.
+
+    Returns:
+      The results, with a leading axis K.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zojax
+      >>> sampler = zojax.perturbations.rademacher()
+      >>> norms = zojax.queries.map_directions(
+      ...     lambda v: jnp.sum(v**2), jnp.ones(5), sampler, jax.random.key(0), 2)
+      >>> print(norms)
+      [5. 5.]
+
+    Source: one row of V at a time, as in arXiv 2305.17333 (seed replay).
+    """
+    key = canonical_key(key)
+    return _map(
+        lambda k: function(sampler(key, k, num_directions, params)),
+        jnp.arange(num_directions),
+        num_directions,
+        chunk_size,
+    )
+
+
+def _along(
+    value_fn: Callable[[PyTree], Any],
+    params: PyTree,
+    smoothing: jax.Array,
+    signs: tuple[float, ...],
+    chunk_size: int | None,
+    has_aux: bool,
+) -> Callable[[PyTree], tuple[jax.Array, PyTree]]:
+    """Returns direction -> (values[P], aux of each side)."""
+    scales = jnp.asarray(signs, value_dtype()) * smoothing
+
+    def values_along(direction):
+        return _map(
+            lambda scale: evaluate_at(
+                value_fn, _shift(params, direction, scale), has_aux=has_aux
+            ),
+            scales,
+            len(signs),
+            # In chunks the sides take turns: one perturbed copy a direction.
+            None if chunk_size is None else 1,
+        )
+
+    return values_along
+
+
+def _first(stacked: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[0, 0], stacked)
+
+
+def evaluate(
+    value_fn: Callable[[PyTree], Any],
+    params: PyTree,
+    sampler: Sampler,
+    key: jax.Array,
+    num_directions: int,
+    smoothing: jax.Array | float,
+    *,
+    signs: tuple[float, ...] = (1.0,),
+    chunk_size: int | None = None,
+    has_aux: bool = False,
+) -> tuple[jax.Array, PyTree]:
+    """Queries the objective along the directions: y_kp = f(theta + mu s_p v_k).
+
+    Args:
+      value_fn: params -> scalar, or (scalar, aux) with ``has_aux``.
+      params: pytree; float leaves are perturbed, each point from the untouched params.
+      sampler: a sampler of zojax.perturbations.
+      key: the step's key, typed or uint32[2].
+      num_directions: K.
+      smoothing: mu, in units of params.
+      signs: the P sides s_p, (1.0,) or (1.0, -1.0).
+      chunk_size: how many directions live at once; None for all, 1 for the memory of
+        one perturbed copy. With a chunk size the sides of a direction take turns.
+      has_aux: whether value_fn returns an aux.
+
+    Returns:
+      (values f[K, P] in float32 or, under x64, float64; the aux of query (0, 0)).
+
+    Raises:
+      ValueError: if value_fn does not return a real scalar.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zojax
+      >>> values, _ = zojax.evaluate(lambda x: x.sum(), jnp.zeros(4),
+      ...     zojax.perturbations.simplex(), jax.random.key(0), 8, 1e-1)
+      >>> values.shape, abs(round(float(values.sum()), 5))
+      ((8, 1), 0.0)
+
+    Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Section 4.1.
+    """
+    check_params(params)
+    along = _along(value_fn, params, smoothing, signs, chunk_size, has_aux)
+    values, aux = map_directions(
+        along, params, sampler, key, num_directions, chunk_size=chunk_size
+    )
+    return values, _first(aux)
+
+
+def _contract(weights: jax.Array, directions: PyTree) -> PyTree:
+    """weights[..., K] times directions [K, ...], in at least float32."""
+
+    def leaf(v):
+        wide = wide_dtype(v.dtype)
+        # Full precision: matrix units may round weights and directions to fewer bits.
+        return jnp.tensordot(
+            weights.astype(wide),
+            v.astype(wide),
+            axes=1,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+
+    return jax.tree.map(leaf, directions)
+
+
+def direction_like(
+    params: PyTree,
+    sampler: Sampler,
+    num_directions: int,
+    leading: tuple[int, ...] = (),
+) -> PyTree:
+    """Returns zeros shaped like what :func:`combine` returns, without drawing noise.
+
+    Args:
+      params: pytree that directions are drawn for.
+      sampler: a sampler of zojax.perturbations.
+      num_directions: K.
+      leading: axes before those of a direction.
+
+    Returns:
+      Zeros in at least float32, None at frozen leaves.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> zojax.queries.direction_like(
+      ...     jnp.ones(3, jnp.bfloat16), zojax.perturbations.gaussian(), 2, (4,)).shape
+      (4, 3)
+
+    Source: none; a convenience for the states of estimators.
+    """
+    like = jax.eval_shape(
+        lambda: sampler(
+            canonical_key(0), jnp.zeros((), jnp.int32), num_directions, params
+        )
+    )
+    return jax.tree.map(
+        lambda v: jnp.zeros(leading + v.shape, wide_dtype(v.dtype)), like
+    )
+
+
+def combine(
+    weights: jax.Array,
+    params: PyTree,
+    sampler: Sampler,
+    key: jax.Array,
+    num_directions: int,
+    *,
+    chunk_size: int | None = None,
+) -> PyTree:
+    """Recombines directions: V^T w = sum_k w_k v_k.
+
+    Args:
+      weights: f[..., K].
+      params: pytree that the directions are drawn for; its values are not read.
+      sampler: the sampler that the values were asked along.
+      key: the key that the values were asked with.
+      num_directions: K.
+      chunk_size: how many directions live at once; None for all.
+
+    Returns:
+      A pytree like params in at least float32, with None at frozen leaves and the
+      leading axes of weights; :func:`as_gradient` casts it to params.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zojax
+      >>> rows = zojax.perturbations.orthogonal()
+      >>> v = zojax.combine(jnp.ones(2), jnp.ones(2), rows, jax.random.key(0), 2)
+      >>> print(jnp.sum(v**2))  # |v_0 + v_1|^2 = 2d
+      4.0
+
+    Source: seed replay, arXiv 2305.17333, Algorithm 1.
+    """
+    key = canonical_key(key)
+    if chunk_size is None or chunk_size >= num_directions:
+        directions = _directions(
+            sampler, key, jnp.arange(num_directions), num_directions, params
+        )
+        return _contract(weights, directions)
+
+    # Rows beyond K, where K is no multiple of the chunk, are drawn with weight zero.
+    num_chunks = -(-num_directions // chunk_size)
+    padding = num_chunks * chunk_size - num_directions
+    padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, padding)])
+
+    def add_chunk(total, chunk):
+        indices = chunk * chunk_size + jnp.arange(chunk_size)
+        directions = _directions(sampler, key, indices, num_directions, params)
+        part = jax.lax.dynamic_slice_in_dim(
+            padded, chunk * chunk_size, chunk_size, axis=-1
+        )
+        return jax.tree.map(jnp.add, total, _contract(part, directions)), None
+
+    zeros = direction_like(params, sampler, num_directions, weights.shape[:-1])
+    return jax.lax.scan(add_chunk, zeros, jnp.arange(num_chunks))[0]
+
+
+def combine_steps(
+    weights: jax.Array,
+    params: PyTree,
+    sampler: Sampler,
+    key: jax.Array,
+    steps: jax.Array,
+    num_directions: int,
+    *,
+    chunk_size: int | None = None,
+) -> PyTree:
+    """Recombines the directions of several steps, one step at a time.
+
+    Args:
+      weights: f[N, K].
+      key: the key that step keys are folded from.
+      steps: i32[N], step counts; step n was asked with fold_in(key, n).
+      params, sampler, num_directions, chunk_size: as in :func:`combine`.
+
+    Returns:
+      sum_n V_n^T w_n, as :func:`combine` returns it.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zojax
+      >>> zojax.queries.combine_steps(jnp.zeros((3, 2)), jnp.ones(3),
+      ...     zojax.perturbations.gaussian(), jax.random.key(0), jnp.arange(3),
+      ...     2).tolist()
+      [0.0, 0.0, 0.0]
+
+    Source: seed replay over a history, after arXiv 2506.14460, Section 4.1.
+    """
+
+    def add_step(total, step):
+        part = combine(
+            step[0],
+            params,
+            sampler,
+            step_key(key, step[1]),
+            num_directions,
+            chunk_size=chunk_size,
+        )
+        return jax.tree.map(jnp.add, total, part), None
+
+    zeros = direction_like(params, sampler, num_directions)
+    return jax.lax.scan(add_step, zeros, (weights, steps))[0]
+
+
+def estimate(
+    value_fn: Callable[[PyTree], Any],
+    params: PyTree,
+    sampler: Sampler,
+    key: jax.Array,
+    num_directions: int,
+    smoothing: jax.Array | float,
+    weigh: Callable[[jax.Array], jax.Array],
+    *,
+    signs: tuple[float, ...] = (1.0,),
+    chunk_size: int | None = None,
+    has_aux: bool = False,
+) -> Estimate:
+    """Evaluates, weighs and combines: g = V^T weigh(f(theta + mu V)).
+
+    Without ``chunk_size`` the directions are drawn once and kept in memory; with it
+    they are drawn again to be combined.
+
+    Args:
+      weigh: values f[K, P] -> weights f[..., K], as in zojax.weights.
+      value_fn, params, sampler, key, num_directions, smoothing, signs, chunk_size,
+        has_aux: as in :func:`evaluate`.
+
+    Returns:
+      An :class:`Estimate`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zojax
+      >>> mu, f = 1e-2, lambda x: x[0] + 2 * x[1]
+      >>> weigh = lambda y: zojax.weights.central(y[:, 0], y[:, 1], mu)
+      >>> g = zojax.estimate(f, jnp.zeros(2), zojax.perturbations.orthogonal(),
+      ...     jax.random.key(0), 2, mu, weigh, signs=(1.0, -1.0)).sums
+      >>> print(g.round(3))
+      [1. 2.]
+
+    Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Theorem 3.2.
+    """
+    if chunk_size is not None:
+        values, aux = evaluate(
+            value_fn,
+            params,
+            sampler,
+            key,
+            num_directions,
+            smoothing,
+            signs=signs,
+            chunk_size=chunk_size,
+            has_aux=has_aux,
+        )
+        sums = combine(
+            weigh(values), params, sampler, key, num_directions, chunk_size=chunk_size
+        )
+        return Estimate(sums, values, aux)
+    check_params(params)
+    directions = _directions(
+        sampler, canonical_key(key), jnp.arange(num_directions), num_directions, params
+    )
+    along = _along(value_fn, params, smoothing, signs, None, has_aux)
+    values, aux = _map(along, directions, num_directions)
+    return Estimate(_contract(weigh(values), directions), values, _first(aux))
+
+
+def as_gradient(sums: PyTree, params: PyTree) -> PyTree:
+    """Casts sums to a gradient like params: zero at frozen leaves, always finite.
+
+    Args:
+      sums: what :func:`combine` or :func:`estimate` returns, without leading axes.
+      params: pytree.
+
+    Returns:
+      A pytree with the structure, shapes and dtypes of params. What does not fit the
+      dtype saturates at its largest finite number.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> sums = {"head": jnp.ones(2), "body": None}
+      >>> params = {"head": jnp.ones(2, jnp.bfloat16), "body": jnp.ones(3)}
+      >>> g = zojax.as_gradient(sums, params)
+      >>> g["head"].dtype.name, g["body"].tolist()
+      ('bfloat16', [0.0, 0.0, 0.0])
+
+    Source: none; the contract between estimators and optax.
+    """
+
+    def leaf(x, p):
+        if x is None:
+            return jax.tree.map(jnp.zeros_like, p)
+        dtype = jnp.result_type(p)
+        largest = jnp.asarray(jnp.finfo(dtype).max, x.dtype)
+        return jnp.clip(x, -largest, largest).astype(dtype)
+
+    return jax.tree.map(leaf, sums, params, is_leaf=is_none)
+
+
+def check_smoothing(
+    params: PyTree,
+    smoothing: float,
+    *,
+    key: jax.Array | int,
+    sampler: Sampler | None = None,
+    minimum: float = 0.9,
+) -> float:
+    """Warns if the rounding of params swallows the perturbation.
+
+    Measures <round(theta + mu v) - theta, v> / (mu |v|^2), the share of a perturbation
+    that the parameters' dtype can hold: 1 if nothing is lost. Around weights near 1, mu
+    should be at least about 1e-2 in bfloat16, 1e-3 in float16 and 1e-6 in float32. For
+    use outside jit, once, before a run.
+
+    Args:
+      params: pytree of parameters at their true scale.
+      smoothing: mu, in units of params.
+      key: a key or an int seed.
+      sampler: rademacher() by default.
+      minimum: the share below which a UserWarning is issued.
+
+    Returns:
+      The share, a float.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> share = zojax.check_smoothing(jnp.ones(64, jnp.bfloat16), 1e-1, key=0)
+      >>> share > 0.9
+      True
+
+    Source: rounding to nearest; MeZO in bfloat16, arXiv 2305.17333.
+    """
+    sampler = rademacher() if sampler is None else sampler
+    direction = sampler(canonical_key(key), 0, 1, params)
+    moved = _shift(params, direction, smoothing)
+
+    def leaf(v, p, q):
+        if v is None:
+            return jnp.zeros(2)
+        wide = wide_dtype(v.dtype)
+        v, p, q = v.astype(wide), jnp.asarray(p, wide), q.astype(wide)
+        return jnp.stack([jnp.sum((q - p) * v), jnp.sum(v * v)])
+
+    sums = jax.tree.map(leaf, direction, params, moved, is_leaf=is_none)
+    moved_by, norm = sum(jax.tree.leaves(sums), jnp.zeros(2))
+    share = float(moved_by / (smoothing * norm)) if norm > 0 else 1.0
+    if share < minimum:
+        warnings.warn(
+            f"smoothing={smoothing:g} is too small for these parameters: rounding keeps"
+            f" {share:.0%} of a perturbation; use a larger smoothing or a wider dtype",
+            stacklevel=2,
+        )
+    return share

@@ -1,0 +1,235 @@
+"""Two-point gradient estimators: forward, central and without f(theta)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zojax import _base, queries, weights
+from zojax._base import Number, PyTree, QueryLog, Sampler
+from zojax.perturbations import gaussian, rademacher
+
+__all__ = ["TwoPointState", "mezo", "spsa", "two_point"]
+
+DIFFERENCES = ("forward", "central", "mean", "leave_one_out")
+
+
+class TwoPointState(NamedTuple):
+    """State of :func:`two_point`."""
+
+    key: jax.Array  # uint32[2], raw words
+    count: jax.Array  # i32[]
+    log: QueryLog
+
+
+def two_point(
+    smoothing: Number,
+    num_directions: int,
+    *,
+    key: jax.Array | int,
+    sampler: Sampler | None = None,
+    difference: str = "forward",
+    chunk_size: int | None = None,
+    has_aux: bool = False,
+    aux_like: PyTree = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Estimates the gradient from differences of the objective along K directions.
+
+    With y_k = f(theta + mu v_k) and E[v v^T] = I:
+
+        forward        g = (1/K) sum_k [y_k - f(theta)] / mu v_k              K + 1
+        central        g = (1/K) sum_k [y_k - f(theta - mu v_k)] / (2 mu) v_k 2K
+        mean           g = (1/K) sum_k [y_k - mean(y)] / mu v_k               K
+        leave_one_out  g = (1/K) sum_k [y_k - mean of the others] / mu v_k    K
+
+    The last column counts queries; forward takes K where the caller passes ``value=``.
+    All but mean are unbiased as mu -> 0; mean shrinks the expectation by (K-1)/K,
+    except with :func:`zojax.perturbations.simplex`, where it is what to use. The
+    result is a gradient, for descent: to maximise, negate value_fn.
+
+    ``update(updates, state, params, *, value_fn, value=None, **extra_args)`` ignores
+    updates (they may be None); value_fn(params, ...) gets those extra args it names.
+
+    Args:
+      smoothing: mu > 0, in units of params, or a schedule. Rounding bounds it from
+        below, see :func:`zojax.check_smoothing` (bfloat16 weights near 1: 1e-2).
+      num_directions: K >= 1; >= 2 for mean and leave_one_out.
+      key: a threefry key (typed or uint32[2]) or an int seed.
+      sampler: a sampler of zojax.perturbations; gaussian() by default.
+      difference: "forward", "central", "mean" or "leave_one_out".
+      chunk_size: how many directions live at once; None keeps all K in memory, 1 needs
+        the memory of one perturbed copy.
+      has_aux: whether value_fn returns (value, aux).
+      aux_like: arrays or ShapeDtypeStructs shaped like the aux, to keep that of the
+        step's first query in ``state.log.aux``; None drops it.
+
+    Returns:
+      An optax.GradientTransformationExtraArgs whose update has the structure, shapes
+      and dtypes of params. Query values that are not finite are left out and counted
+      in ``state.log.num_nonfinite``.
+
+    Raises:
+      ValueError: for a static argument out of its range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, zojax
+      >>> opt = optax.chain(zojax.two_point(1e-3, 8, key=0), optax.sgd(0.05))
+      >>> f = lambda x: jnp.sum((x - 1) ** 2)
+      >>> def step(carry, _):
+      ...     x, state = carry
+      ...     updates, state = opt.update(None, state, x, value_fn=f)
+      ...     return (optax.apply_updates(x, updates), state), None
+      >>> x = jnp.zeros(3)
+      >>> (x, _), _ = jax.lax.scan(step, (x, opt.init(x)), length=200)
+      >>> print(x.round(2))
+      [1. 1. 1.]
+
+    Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Section 4.1 (baselines).
+    """
+    sampler = gaussian() if sampler is None else sampler
+    _base.check_number("smoothing", smoothing, 0.0)
+    _base.check_queries(sampler, num_directions, chunk_size)
+    _base.check_option("difference", difference, DIFFERENCES)
+    if difference in ("mean", "leave_one_out"):
+        _base.check_int(
+            "num_directions", num_directions, 2, f" with difference={difference!r}"
+        )
+    _base.check_aux_arguments(has_aux, aux_like)
+    key = _base.key_data(key)
+    uses_base = difference == "forward"
+
+    def init_fn(params):
+        _base.check_params(params)
+        queries.direction_like(params, sampler, num_directions)  # fails early
+        return TwoPointState(
+            key, jnp.zeros((), jnp.int32), _base.init_log(aux_like, uses_base)
+        )
+
+    def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):
+        del updates
+        objective = _base.bind_value_fn(value_fn, params, extra_args)
+        mu = _base.number_at(smoothing, state.count)
+        base, base_aux = None, None
+        if uses_base:
+            base, base_aux = queries.base_value(objective, params, value, has_aux)
+
+        weigh: dict[str, Callable] = {
+            "forward": lambda y: weights.forward(y[:, 0], base, mu),
+            "central": lambda y: weights.central(y[:, 0], y[:, 1], mu),
+            "mean": lambda y: weights.mean_baseline(y[:, 0], mu),
+            "leave_one_out": lambda y: weights.leave_one_out(y[:, 0], mu),
+        }
+        result = queries.estimate(
+            objective,
+            params,
+            sampler,
+            _base.step_key(state.key, state.count),
+            num_directions,
+            mu,
+            weigh[difference],
+            signs=(1.0, -1.0) if difference == "central" else (1.0,),
+            chunk_size=chunk_size,
+            has_aux=has_aux,
+        )
+        aux = result.aux if base_aux is None else base_aux
+        return queries.as_gradient(result.sums, params), TwoPointState(
+            key=state.key,
+            count=optax.safe_increment(state.count),
+            log=_base.update_log(state.log, result.values, base, aux),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def mezo(
+    learning_rate: optax.ScalarOrSchedule,
+    smoothing: Number = 1e-3,
+    *,
+    key: jax.Array | int,
+    sampler: Sampler | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """MeZO: a central difference along one replayed direction, and SGD.
+
+        theta <- theta - lr [f(theta + mu v) - f(theta - mu v)] / (2 mu) v
+
+    Two queries a step, the memory of one perturbed copy; both sides start from the
+    untouched params.
+
+    Args:
+      learning_rate: lr, or a schedule.
+      smoothing: mu > 0, or a schedule.
+      key: a threefry key or an int seed.
+      sampler: gaussian() by default, as in the paper; rademacher() is cheaper.
+
+    Returns:
+      ``optax.chain(two_point(..., difference="central"), sgd)``.
+
+    Raises:
+      ValueError: for a static argument out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, zojax
+      >>> opt = zojax.mezo(1e-2, key=0)
+      >>> x, f = jnp.ones(2), lambda x: jnp.sum(x**2)
+      >>> updates, state = opt.update(None, opt.init(x), x, value_fn=f)
+      >>> bool(f(optax.apply_updates(x, updates)) < f(x))
+      True
+
+    Source: arXiv 2305.17333, Algorithm 1.
+    """
+    return optax.chain(
+        two_point(
+            smoothing, 1, key=key, sampler=sampler, difference="central", chunk_size=1
+        ),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def spsa(
+    learning_rate: optax.ScalarOrSchedule,
+    smoothing: Number,
+    *,
+    key: jax.Array | int,
+    num_directions: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    """SPSA: central differences along random signs, and SGD.
+
+    For fair signs 1/v_j = v_j, so Spall's [y+ - y-] / (2 c v_j) is the central
+    estimate. Both gain sequences of SPSA are schedules here.
+
+    Args:
+      learning_rate: a_t, or a schedule.
+      smoothing: c_t > 0, or a schedule.
+      key: a threefry key or an int seed.
+      num_directions: K >= 1, estimates averaged in a step.
+
+    Returns:
+      ``optax.chain(two_point(..., sampler=rademacher(), difference="central"), sgd)``.
+
+    Raises:
+      ValueError: for a static argument out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, zojax
+      >>> opt = zojax.spsa(1e-2, 1e-3, key=0)
+      >>> x, f = jnp.arange(2.0), lambda x: jnp.sum(x**2)
+      >>> updates, state = opt.update(None, opt.init(x), x, value_fn=f)
+      >>> bool(f(optax.apply_updates(x, updates)) < f(x))
+      True
+
+    Source: Spall, IEEE Transactions on Automatic Control 37(3), 1992.
+    """
+    return optax.chain(
+        two_point(
+            smoothing,
+            num_directions,
+            key=key,
+            sampler=rademacher(),
+            difference="central",
+        ),
+        optax.scale_by_learning_rate(learning_rate),
+    )

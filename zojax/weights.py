@@ -1,0 +1,302 @@
+"""Query values -> weights of the directions: arrays in, arrays out.
+
+Each function returns weights w[K] such that the gradient estimate is sum_k w_k v_k; the
+factors of K and of the smoothing are inside. Differences are formed in the dtype of the
+values (float32, or float64 under x64), after subtracting a common anchor wherever a
+mean is taken, since the error of an estimate is that of the mean. Values that are not
+finite get weight zero and do not enter a mean; means run over what is there.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+__all__ = [
+    "Record",
+    "central",
+    "forward",
+    "history",
+    "leave_one_out",
+    "mean_baseline",
+    "optimal_baseline",
+    "projection",
+    "record",
+]
+
+
+def _mean_of(differences: jax.Array, smoothing: jax.Array) -> jax.Array:
+    """differences / (number of finite ones * smoothing), 0 where not finite."""
+    finite = jnp.isfinite(differences)
+    count = jnp.maximum(finite.sum(), 1).astype(differences.dtype)
+    weights = jnp.where(finite, differences, 0) / (count * smoothing)
+    return jnp.where(jnp.isfinite(weights), weights, 0)
+
+
+def _anchored(values: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns (z, finite, anchor): z = values - the first finite value, 0 elsewhere."""
+    flat = values.reshape(-1)
+    finite = jnp.isfinite(flat)
+    anchor = jnp.where(finite.any(), flat[jnp.argmax(finite)], 0).astype(flat.dtype)
+    z = jnp.where(finite, flat - anchor, 0)
+    return z.reshape(values.shape), finite.reshape(values.shape), anchor
+
+
+def forward(values: jax.Array, base: jax.Array, smoothing: jax.Array) -> jax.Array:
+    """Forward difference: w_k = [f(theta + mu v_k) - f(theta)] / (K mu).
+
+    Args:
+      values: f[K], the objective at the perturbed points.
+      base: f[], the objective at params.
+      smoothing: f[], mu.
+
+    Returns:
+      f[K].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zojax import weights
+      >>> print(weights.forward(jnp.array([2.0, 5.0]), jnp.array(1.0), 0.5))
+      [1. 4.]
+
+    Source: arXiv 2510.19975, Equation 1.
+    """
+    return _mean_of(values - base, smoothing)
+
+
+def central(plus: jax.Array, minus: jax.Array, smoothing: jax.Array) -> jax.Array:
+    """Central difference: w_k = [f(theta + mu v_k) - f(theta - mu v_k)] / (2 K mu).
+
+    Args:
+      plus: f[K], the objective at theta + mu v_k.
+      minus: f[K], the objective at theta - mu v_k.
+      smoothing: f[], mu.
+
+    Returns:
+      f[K].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zojax import weights
+      >>> print(weights.central(jnp.array([2.0, 5.0]), jnp.array([1.0, 1.0]), 0.5))
+      [0.5 2. ]
+
+    Source: SPSA (Spall, 1992); arXiv 2305.17333 (MeZO).
+    """
+    return _mean_of((plus - minus) / 2, smoothing)
+
+
+def mean_baseline(values: jax.Array, smoothing: jax.Array) -> jax.Array:
+    """Mean baseline: w_k = [y_k - mean(y)] / (K mu). No query at params.
+
+    The expectation is (K-1)/K of that of :func:`leave_one_out`, except for designs
+    whose rows sum to zero, where it is exact.
+
+    Args:
+      values: f[K], the objective at the perturbed points.
+      smoothing: f[], mu.
+
+    Returns:
+      f[K].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zojax import weights
+      >>> print(weights.mean_baseline(jnp.array([2.0, 4.0]), 0.5))
+      [-1.  1.]
+
+    Source: arXiv 2506.14460, Section 4.1 (averaged baseline, this step alone).
+    """
+    z, finite, _ = _anchored(values)
+    mean = z.sum() / jnp.maximum(finite.sum(), 1)
+    return _mean_of(jnp.where(finite, z - mean, jnp.nan), smoothing)
+
+
+def leave_one_out(values: jax.Array, smoothing: jax.Array) -> jax.Array:
+    """Leave-one-out baseline: w_k = [y_k - mean of the others] / (K mu).
+
+    Equal to [y_k - mean(y)] / ((K-1) mu): unbiased, with K queries.
+
+    Args:
+      values: f[K], the objective at the perturbed points.
+      smoothing: f[], mu.
+
+    Returns:
+      f[K]; zero if fewer than two values are finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zojax import weights
+      >>> print(weights.leave_one_out(jnp.array([2.0, 4.0]), 0.5))
+      [-2.  2.]
+
+    Source: arXiv 2506.14460, Section 4.1, without the shrinkage.
+    """
+    count = jnp.isfinite(values).sum()
+    scale = count / jnp.maximum(count - 1, 1)
+    return mean_baseline(values, smoothing) * scale.astype(values.dtype)
+
+
+def optimal_baseline(
+    values: jax.Array, squared_norms: jax.Array, smoothing: jax.Array
+) -> jax.Array:
+    """Variance-optimal baseline b = sum_k y_k |u_k|^2 / sum_k |u_k|^2.
+
+        w_k = (y_k - b) / (K mu).
+
+    The weights |u_k|^2 / mu^2 are the squared norms of the score. Estimated from the
+    step's own samples, b shrinks the expectation by about (K-1)/K as a mean does.
+
+    Args:
+      values: f[K], the objective at the perturbed points.
+      squared_norms: f[K], |u_k|^2.
+      smoothing: f[], mu.
+
+    Returns:
+      f[K].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zojax import weights
+      >>> y, n = jnp.array([2.0, 6.0]), jnp.array([3.0, 1.0])
+      >>> print(weights.optimal_baseline(y, n, 0.5))  # b = 3
+      [-1.  3.]
+
+    Source: arXiv 2506.14460, Theorem B.4.
+    """
+    z, finite, _ = _anchored(values)
+    mass = jnp.where(finite, squared_norms, 0)
+    total = mass.sum()
+    baseline = jnp.sum(z * mass) / jnp.where(total > 0, total, 1)
+    return _mean_of(jnp.where(finite, z - baseline, jnp.nan), smoothing)
+
+
+def projection(slopes: jax.Array, cosines: jax.Array, dimension: int) -> jax.Array:
+    """Least squares over a guide (row 0) and orthogonal rows: V^T w = P grad.
+
+    Rows have length sqrt(d), rows 1..K-1 are orthogonal to each other and e_k is the
+    cosine between row k and row 0. With s_k = v_k . grad and sums over k >= 1,
+
+        rho = (s_0 - sum e_k s_k) / (1 - sum e_k^2)
+        w_0 = rho / d,    w_k = (s_k - rho e_k) / d
+
+    makes V^T w the orthogonal projection of the gradient on the span of the rows.
+
+    Args:
+      slopes: f[K], s_k; a row whose slope is not finite is left out.
+      cosines: f[K], e_k; the first is not read.
+      dimension: d.
+
+    Returns:
+      f[K].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zojax import weights
+      >>> # d = 4: rows (2, 0, 0, 0) and (1, 1, 1, 1); the gradient is (3, 1, 1, 1)
+      >>> w = weights.projection(jnp.array([6.0, 6.0]), jnp.array([1.0, 0.5]), 4)
+      >>> print(w @ jnp.array([[2.0, 0, 0, 0], [1.0, 1, 1, 1]]))
+      [3. 1. 1. 1.]
+
+    Source: Gram-Schmidt, the guide last; after guided ES, arXiv 1806.10230.
+    """
+    finite = jnp.isfinite(slopes)
+    slopes = jnp.where(finite, slopes, 0)
+    e = jnp.where(finite, cosines, 0).at[0].set(0)
+    residual = 1 - jnp.sum(e**2)
+    # A guide inside the span of the other rows adds nothing but rounding.
+    outside = (residual > 1e-6) & finite[0]
+    rho = (slopes[0] - jnp.sum(e * slopes)) / jnp.where(outside, residual, 1)
+    rho = jnp.where(outside & jnp.isfinite(rho), rho, 0)
+    weights = (slopes - rho * e).at[0].set(rho) / dimension
+    return jnp.where(jnp.isfinite(weights), weights, 0)
+
+
+# -- the history of ZoAR ---------------------------------------------------------------
+
+
+class Record(NamedTuple):
+    """What one step leaves in a ZoAR history, in K weights and three scalars.
+
+    Attributes:
+      rows: f[2, K], weights of S = sum (y - m) u / mu and of T = sum u / mu.
+      anchor: f[], the step's first finite value.
+      mean: f[], m - anchor, m the mean of the step's finite values.
+      count: i32[], the number of finite values.
+    """
+
+    rows: jax.Array
+    anchor: jax.Array
+    mean: jax.Array
+    count: jax.Array
+
+
+def record(values: jax.Array, signs: jax.Array, smoothing: jax.Array) -> Record:
+    """Regroups a step's pairs (s_p u_k, y_kp) around their own mean.
+
+    Args:
+      values: f[K, P], the objective at theta + mu s_p u_k.
+      signs: f[P], the sides s_p.
+      smoothing: f[], mu.
+
+    Returns:
+      A :class:`Record`; all zero if no value is finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zojax import weights
+      >>> r = weights.record(jnp.array([[2.0], [4.0]]), jnp.ones(1), 0.5)
+      >>> print(r.rows.tolist(), float(r.anchor + r.mean), int(r.count))
+      [[-2.0, 2.0], [2.0, 2.0]] 3.0 2
+
+    Source: arXiv 2506.14460, Section 4.1, regrouped.
+    """
+    z, finite, anchor = _anchored(values)
+    count = finite.sum(dtype=jnp.int32)
+    mean = z.sum() / jnp.maximum(count, 1)
+    centred = jnp.sum(jnp.where(finite, z - mean, 0) * signs, axis=-1)
+    plain = jnp.sum(finite * signs, axis=-1)
+    rows = jnp.stack([centred, plain]) / smoothing
+    return Record(jnp.where(jnp.isfinite(rows), rows, 0), anchor, mean, count)
+
+
+def history(
+    anchors: jax.Array, means: jax.Array, counts: jax.Array, *, leave_one_out: bool
+) -> jax.Array:
+    """Weights of each record's S and T in the ZoAR estimate.
+
+    With m_n = anchor_n + mean_n, M = sum_n count_n and b = sum_n count_n m_n / M,
+
+        g = (1/M) sum_n [S_n + (m_n - b) T_n].
+
+    Args:
+      anchors: f[N].
+      means: f[N].
+      counts: i32[N], 0 for an empty record.
+      leave_one_out: multiply by M/(M-1), which undoes the shrinkage of a mean that
+        includes its own samples.
+
+    Returns:
+      f[N, 2], coefficients of (S_n, T_n); zero for empty records.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zojax import weights
+      >>> a, m, c = jnp.array([1.0, 5.0]), jnp.zeros(2), jnp.array([1, 1])
+      >>> print(weights.history(a, m, c, leave_one_out=False))
+      [[ 0.5 -1. ]
+       [ 0.5  1. ]]
+
+    Source: arXiv 2506.14460, Section 4.1 (averaged baseline and query reuse).
+    """
+    present = counts > 0
+    shares = counts.astype(means.dtype)
+    reference = anchors[jnp.argmax(present)]
+    level = jnp.where(present, (anchors - reference) + means, 0)
+    total = shares.sum()
+    baseline = jnp.sum(shares * level) / jnp.maximum(total, 1)
+    offset = jnp.where(present, level - baseline, 0)
+    divisor = jnp.maximum(total - 1 if leave_one_out else total, 1)
+    return jnp.stack([present.astype(means.dtype), offset], axis=-1) / divisor

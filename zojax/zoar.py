@@ -1,0 +1,217 @@
+"""ZoAR: averaged baseline and query reuse over the last steps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zojax import _base, queries, weights
+from zojax._base import Number, PyTree, QueryLog, Sampler
+from zojax.perturbations import gaussian
+
+__all__ = ["ZoarState", "zoar"]
+
+STORAGES = ("sums", "replay")
+
+
+class ZoarState(NamedTuple):
+    """State of :func:`zoar`; N = history_size slots, step n in slot n mod N."""
+
+    key: jax.Array  # uint32[2], raw words
+    count: jax.Array  # i32[]
+    log: QueryLog
+    anchors: jax.Array  # f[N], first finite value of each record
+    means: jax.Array  # f[N], mean value of each record, less its anchor
+    counts: jax.Array  # i32[N], finite values of each record; 0: empty slot
+    sums: PyTree  # "sums": leaves f[N, 2, ...], (S, T) of each record; else None
+    rows: jax.Array | None  # "replay": f[N, 2, K], weights of (S, T); else None
+
+
+def zoar(
+    smoothing: Number,
+    num_directions: int,
+    *,
+    key: jax.Array | int,
+    history_size: int = 5,
+    sampler: Sampler | None = None,
+    storage: str = "sums",
+    symmetric: bool = False,
+    leave_one_out: bool = False,
+    chunk_size: int | None = None,
+    has_aux: bool = False,
+    aux_like: PyTree = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Averages (y - b) u / mu over the queries of this step and the last N.
+
+    History H: the pairs (u, y = f(theta_s + mu_s u)) of this step and of the last N,
+    M pairs in all, each at its own theta_s; b = mean of y over H;
+
+        g = (1/M) sum_H (y - b) / mu_s u.
+
+    With S_n = sum_k (y_nk - m_n) u_nk / mu_n, T_n = sum_k u_nk / mu_n and m_n the mean
+    of record n this is g = (1/M) sum_n [S_n + (m_n - b) T_n]: 2N vectors whatever K is,
+    or none where the directions are replayed from their keys. Values are stored less an
+    anchor, so that a large offset of f does no harm. At the start, means run over what
+    is there. K queries a step (2K if symmetric), none at params.
+
+    ``update(updates, state, params, *, value_fn, **extra_args)`` ignores updates (they
+    may be None); value_fn(params, ...) gets those extra args it names.
+
+    Args:
+      smoothing: mu > 0, in units of params, or a schedule; a past step keeps its own.
+        The paper finds 0.01 to 0.1 to work; bfloat16 weights near 1 need 1e-2, see
+        :func:`zojax.check_smoothing`.
+      num_directions: K >= 1; K >= 2 if history_size is 0 and symmetric is False.
+      key: a threefry key (typed or uint32[2]) or an int seed.
+      history_size: N >= 0 steps beside the current one; 0 is the mean baseline alone.
+      sampler: a sampler of zojax.perturbations; gaussian() by default, as in the
+        paper. rademacher() is cheaper and has less variance.
+      storage: "sums" keeps (S_n, T_n), 2N vectors; "replay" keeps N x 2K weights and
+        draws the N K past directions again: the same estimate to rounding.
+      symmetric: query pairs theta +- mu u; K directions, 2K queries.
+      leave_one_out: multiply by M/(M-1), which undoes the shrinkage of a mean that
+        includes its own samples.
+      chunk_size: how many directions live at once; None for all.
+      has_aux: whether value_fn returns (value, aux).
+      aux_like: arrays or ShapeDtypeStructs shaped like the aux, to keep that of the
+        step's first query in ``state.log.aux``; None drops it.
+
+    Returns:
+      An optax.GradientTransformationExtraArgs whose update has the structure, shapes
+      and dtypes of params and whose state has fixed shapes. Query values that are not
+      finite never enter the history and are counted in ``state.log.num_nonfinite``.
+
+    Raises:
+      ValueError: for a static argument out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, zojax
+      >>> opt = optax.chain(zojax.zoar(0.05, 10, key=0), zojax.radazo(1e-2))
+      >>> x, f = jnp.ones(4), lambda x: jnp.sum(x**2)
+      >>> state = opt.init(x)
+      >>> for _ in range(3):
+      ...     updates, state = opt.update(None, state, x, value_fn=f)
+      ...     x = optax.apply_updates(x, updates)
+      >>> bool(f(x) < 4)
+      True
+
+    Source: arXiv 2506.14460, Section 4.1, Algorithm 1.
+    """
+    sampler = gaussian() if sampler is None else sampler
+    _base.check_number("smoothing", smoothing, 0.0)
+    _base.check_queries(sampler, num_directions, chunk_size)
+    _base.check_int("history_size", history_size, 0)
+    _base.check_option("storage", storage, STORAGES)
+    if history_size == 0 and not symmetric:
+        _base.check_int("num_directions", num_directions, 2, " with history_size=0")
+    _base.check_aux_arguments(has_aux, aux_like)
+    key = _base.key_data(key)
+    signs = (1.0, -1.0) if symmetric else (1.0,)
+    keeps_sums = storage == "sums" and history_size > 0
+    keeps_rows = storage == "replay" and history_size > 0
+
+    def init_fn(params):
+        _base.check_params(params)
+        like = queries.direction_like(
+            params, sampler, num_directions, (history_size, 2)
+        )
+        zeros = jnp.zeros(history_size, _base.value_dtype())
+        rows = jnp.zeros((history_size, 2, num_directions), _base.value_dtype())
+        return ZoarState(
+            key=key,
+            count=jnp.zeros((), jnp.int32),
+            log=_base.init_log(aux_like, with_base=False),
+            anchors=zeros,
+            means=zeros,
+            counts=jnp.zeros(history_size, jnp.int32),
+            sums=like if keeps_sums else None,
+            rows=rows if keeps_rows else None,
+        )
+
+    def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):
+        del updates, value
+        objective = _base.bind_value_fn(value_fn, params, extra_args)
+        mu = _base.number_at(smoothing, state.count)
+
+        def record_of(values):
+            return weights.record(values, jnp.asarray(signs, values.dtype), mu)
+
+        def coefficients(record):
+            """f[1 + N, 2]: of (S, T) for this step, then for each slot."""
+            join = lambda now, past: jnp.concatenate([now[None], past])
+            return weights.history(
+                join(record.anchor, state.anchors),
+                join(record.mean, state.means),
+                join(record.count, state.counts),
+                leave_one_out=leave_one_out,
+            )
+
+        def weigh(values):
+            record = record_of(values)
+            # Stored sums need S and T apart; otherwise one vector suffices.
+            if keeps_sums:
+                return record.rows
+            return jnp.sum(coefficients(record)[0][:, None] * record.rows, axis=0)
+
+        result = queries.estimate(
+            objective,
+            params,
+            sampler,
+            _base.step_key(state.key, state.count),
+            num_directions,
+            mu,
+            weigh,
+            signs=signs,
+            chunk_size=chunk_size,
+            has_aux=has_aux,
+        )
+        record = record_of(result.values)
+        now, past = coefficients(record)[0], coefficients(record)[1:]
+        estimate, sums, rows = result.sums, state.sums, state.rows
+        slot = state.count % max(history_size, 1)
+
+        def store(slots, new):
+            return slots.at[slot].set(new) if history_size else slots
+
+        if keeps_sums:
+
+            def weighted(coefficient, leaf):
+                wide = coefficient.astype(leaf.dtype)
+                highest = jax.lax.Precision.HIGHEST
+                return jnp.tensordot(wide, leaf, wide.ndim, precision=highest)
+
+            estimate = jax.tree.map(
+                lambda new, old: weighted(now, new) + weighted(past, old),
+                result.sums,
+                state.sums,
+            )
+            sums = jax.tree.map(store, state.sums, result.sums)
+        if keeps_rows:
+            age = (slot - 1 - jnp.arange(history_size)) % history_size + 1
+            replayed = queries.combine_steps(
+                jnp.sum(past[:, :, None] * state.rows, axis=1),
+                params,
+                sampler,
+                state.key,
+                jnp.maximum(state.count - age, 0),
+                num_directions,
+                chunk_size=chunk_size,
+            )
+            estimate = jax.tree.map(jnp.add, result.sums, replayed)
+            rows = store(state.rows, record.rows)
+
+        return queries.as_gradient(estimate, params), ZoarState(
+            key=state.key,
+            count=optax.safe_increment(state.count),
+            log=_base.update_log(state.log, result.values, None, result.aux),
+            anchors=store(state.anchors, record.anchor),
+            means=store(state.means, record.mean),
+            counts=store(state.counts, record.count),
+            sums=sums,
+            rows=rows,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
