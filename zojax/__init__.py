@@ -7,7 +7,6 @@ from zojax.dap import DapState, dap
 from zojax.queries import (
     Estimate,
     as_gradient,
-    check_smoothing,
     combine,
     estimate,
     evaluate,
@@ -15,6 +14,7 @@ from zojax.queries import (
 )
 from zojax.radazo import ScaleByRadazoState, radazo, scale_by_radazo
 from zojax.reinforce import ReinforceState, gaussian_log_density, reinforce
+from zojax.smoothing import check_smoothing
 from zojax.two_point import TwoPointState, mezo, spsa, two_point
 from zojax.zoar import ZoarState, zoar
 

@@ -106,6 +106,39 @@ def tree_dot(a: PyTree, b: PyTree) -> jax.Array:
     return sum(products, jnp.zeros((), jnp.float32))
 
 
+def reciprocal(x: jax.Array) -> jax.Array:
+    """1/x, and 0 at 0."""
+    return jnp.where(x > 0, 1.0 / jnp.where(x > 0, x, 1.0), 0.0)
+
+
+def scale(tree: PyTree, factor: jax.Array | float) -> PyTree:
+    return jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), tree)
+
+
+def normalize(guide: PyTree, like: PyTree) -> tuple[PyTree, jax.Array]:
+    """Returns (a/|a|, True), or (0, False) where a is zero or not finite.
+
+    Entries where ``like`` is frozen (None) do not count. Dividing by max|a| first keeps
+    the norm within float32 for any guide.
+    """
+    wide = lambda x: x.astype(wide_dtype(x.dtype))
+    kept = jax.tree.map(
+        lambda v, a: None if v is None else wide(jnp.asarray(a)),
+        like,
+        guide,
+        is_leaf=is_none,
+    )
+    peaks = [jnp.max(jnp.abs(a), initial=0) for a in jax.tree.leaves(kept)]
+    peak = jnp.max(jnp.stack(peaks)) if peaks else jnp.zeros(())
+    usable = jnp.isfinite(peak) & (peak > 0)
+    bounded = jax.tree.map(
+        lambda a: jnp.where(usable, a / jnp.where(usable, peak, 1).astype(a.dtype), 0),
+        kept,
+    )
+    norm = jnp.sqrt(tree_dot(bounded, bounded))
+    return scale(bounded, reciprocal(norm)), usable
+
+
 # -- checks of static arguments --------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import optax
 
 from zojax import _base, queries, weights
 from zojax._base import Number, PyTree, QueryLog
-from zojax.perturbations import normalize, orthogonal, restrict
+from zojax.perturbations import orthogonal, restrict
 
 __all__ = ["AlignedProjectionState", "aligned_projection"]
 
@@ -51,7 +51,7 @@ def aligned_projection(
     Biased to the span, which is its point: if c is the squared cosine between guide and
     gradient, that of the estimate is about c + (1 - c) (K - 1) / (d - 1). A guide
     inherited from past steps costs no query. The rows are orthonormalised through K
-    inner products, without holding them. Suits SGD; no gain was seen under Adam.
+    inner products, without holding them.
 
     K + 1 queries for forward differences (K where the caller passes ``value=``), 2K for
     central ones. Where the guide is zero or not finite, all K rows are orthogonal().
@@ -118,7 +118,7 @@ def aligned_projection(
         mu = _base.number_at(smoothing, state.count)
         step_key = _base.step_key(state.key, state.count)
         dimension = sum(leaf.size for leaf in jax.tree.leaves(state.guide))
-        unit, usable = normalize(state.guide, state.guide)
+        unit, usable = _base.normalize(state.guide, state.guide)
 
         def rows(key, k, num_directions, params):
             """Row 0 is the guide; E[v v^T] is not I, which the weights undo."""

@@ -131,6 +131,13 @@ def dap(
     def init_fn(params):
         _base.check_params(params)
         like = queries.direction_like(params, base, num_aligned)
+        if guide == "rough":
+            rough = queries.direction_like(params, sampler, num_rough)
+            if jax.tree.structure(rough) != jax.tree.structure(like):
+                raise ValueError(
+                    "sampler and base must freeze the same leaves, got directions"
+                    f" {jax.tree.structure(rough)} and {jax.tree.structure(like)}"
+                )
         return DapState(
             key=key,
             count=jnp.zeros((), jnp.int32),

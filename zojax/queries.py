@@ -9,7 +9,6 @@ directions are alive at once. Chunk size and jit never change the random stream.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,12 +25,10 @@ from zojax._base import (
     value_dtype,
     wide_dtype,
 )
-from zojax.perturbations import rademacher
 
 __all__ = [
     "Estimate",
     "as_gradient",
-    "check_smoothing",
     "combine",
     "combine_steps",
     "direction_like",
@@ -82,7 +79,7 @@ def _directions(
     )
 
 
-def _shift(params: PyTree, direction: PyTree, scale: jax.Array) -> PyTree:
+def perturb(params: PyTree, direction: PyTree, scale: jax.Array) -> PyTree:
     """params + scale * direction, rounded once; frozen leaves are passed through."""
 
     def leaf(v, p):
@@ -205,7 +202,7 @@ def _along(
     def values_along(direction):
         return _map(
             lambda scale: evaluate_at(
-                value_fn, _shift(params, direction, scale), has_aux=has_aux
+                value_fn, perturb(params, direction, scale), has_aux=has_aux
             ),
             scales,
             len(signs),
@@ -285,6 +282,11 @@ def _contract(weights: jax.Array, directions: PyTree) -> PyTree:
     return jax.tree.map(leaf, directions)
 
 
+def _finite(tree: PyTree) -> PyTree:
+    """Drops sums that overflowed, so that they never enter a state."""
+    return jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), tree)
+
+
 def direction_like(
     params: PyTree,
     sampler: Sampler,
@@ -357,7 +359,7 @@ def combine(
         directions = _directions(
             sampler, key, jnp.arange(num_directions), num_directions, params
         )
-        return _contract(weights, directions)
+        return _finite(_contract(weights, directions))
 
     # Rows beyond K, where K is no multiple of the chunk, are drawn with weight zero.
     num_chunks = -(-num_directions // chunk_size)
@@ -373,7 +375,7 @@ def combine(
         return jax.tree.map(jnp.add, total, _contract(part, directions)), None
 
     zeros = direction_like(params, sampler, num_directions, weights.shape[:-1])
-    return jax.lax.scan(add_chunk, zeros, jnp.arange(num_chunks))[0]
+    return _finite(jax.lax.scan(add_chunk, zeros, jnp.arange(num_chunks))[0])
 
 
 def combine_steps(
@@ -419,7 +421,7 @@ def combine_steps(
         return jax.tree.map(jnp.add, total, part), None
 
     zeros = direction_like(params, sampler, num_directions)
-    return jax.lax.scan(add_step, zeros, (weights, steps))[0]
+    return _finite(jax.lax.scan(add_step, zeros, (weights, steps))[0])
 
 
 def estimate(
@@ -481,7 +483,8 @@ def estimate(
     )
     along = _along(value_fn, params, smoothing, signs, None, has_aux)
     values, aux = _map(along, directions, num_directions)
-    return Estimate(_contract(weigh(values), directions), values, _first(aux))
+    sums = _finite(_contract(weigh(values), directions))
+    return Estimate(sums, values, _first(aux))
 
 
 def as_gradient(sums: PyTree, params: PyTree) -> PyTree:
@@ -511,62 +514,6 @@ def as_gradient(sums: PyTree, params: PyTree) -> PyTree:
             return jax.tree.map(jnp.zeros_like, p)
         dtype = jnp.result_type(p)
         largest = jnp.asarray(jnp.finfo(dtype).max, x.dtype)
-        return jnp.clip(x, -largest, largest).astype(dtype)
+        return jnp.clip(jnp.where(jnp.isnan(x), 0, x), -largest, largest).astype(dtype)
 
     return jax.tree.map(leaf, sums, params, is_leaf=is_none)
-
-
-def check_smoothing(
-    params: PyTree,
-    smoothing: float,
-    *,
-    key: jax.Array | int,
-    sampler: Sampler | None = None,
-    minimum: float = 0.9,
-) -> float:
-    """Warns if the rounding of params swallows the perturbation.
-
-    Measures <round(theta + mu v) - theta, v> / (mu |v|^2), the share of a perturbation
-    that the parameters' dtype can hold: 1 if nothing is lost. Around weights near 1, mu
-    should be at least about 1e-2 in bfloat16, 1e-3 in float16 and 1e-6 in float32. For
-    use outside jit, once, before a run.
-
-    Args:
-      params: pytree of parameters at their true scale.
-      smoothing: mu, in units of params.
-      key: a key or an int seed.
-      sampler: rademacher() by default.
-      minimum: the share below which a UserWarning is issued.
-
-    Returns:
-      The share, a float.
-
-    Example:
-      >>> import jax.numpy as jnp, zojax
-      >>> share = zojax.check_smoothing(jnp.ones(64, jnp.bfloat16), 1e-1, key=0)
-      >>> share > 0.9
-      True
-
-    Source: rounding to nearest; MeZO in bfloat16, arXiv 2305.17333.
-    """
-    sampler = rademacher() if sampler is None else sampler
-    direction = sampler(canonical_key(key), 0, 1, params)
-    moved = _shift(params, direction, smoothing)
-
-    def leaf(v, p, q):
-        if v is None:
-            return jnp.zeros(2)
-        wide = wide_dtype(v.dtype)
-        v, p, q = v.astype(wide), jnp.asarray(p, wide), q.astype(wide)
-        return jnp.stack([jnp.sum((q - p) * v), jnp.sum(v * v)])
-
-    sums = jax.tree.map(leaf, direction, params, moved, is_leaf=is_none)
-    moved_by, norm = sum(jax.tree.leaves(sums), jnp.zeros(2))
-    share = float(moved_by / (smoothing * norm)) if norm > 0 else 1.0
-    if share < minimum:
-        warnings.warn(
-            f"smoothing={smoothing:g} is too small for these parameters: rounding keeps"
-            f" {share:.0%} of a perturbation; use a larger smoothing or a wider dtype",
-            stacklevel=2,
-        )
-    return share

@@ -195,6 +195,7 @@ def spsa(
     *,
     key: jax.Array | int,
     num_directions: int = 1,
+    sampler: Sampler | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SPSA: central differences along random signs, and SGD.
 
@@ -206,6 +207,7 @@ def spsa(
       smoothing: c_t > 0, or a schedule.
       key: a threefry key or an int seed.
       num_directions: K >= 1, estimates averaged in a step.
+      sampler: rademacher() by default; restrict(rademacher(), mask) freezes leaves.
 
     Returns:
       ``optax.chain(two_point(..., sampler=rademacher(), difference="central"), sgd)``.
@@ -228,7 +230,7 @@ def spsa(
             smoothing,
             num_directions,
             key=key,
-            sampler=rademacher(),
+            sampler=rademacher() if sampler is None else sampler,
             difference="central",
         ),
         optax.scale_by_learning_rate(learning_rate),

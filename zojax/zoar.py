@@ -57,6 +57,10 @@ def zoar(
     anchor, so that a large offset of f does no harm. At the start, means run over what
     is there. K queries a step (2K if symmetric), none at params.
 
+    Since b spans steps, the change of f over the window enters divided by mu: with a
+    history keep the steps small against mu (N lr |grad f| < mu for plain SGD), or
+    bounded, as R-AdaZO does.
+
     ``update(updates, state, params, *, value_fn, **extra_args)`` ignores updates (they
     may be None); value_fn(params, ...) gets those extra args it names.
 
@@ -131,8 +135,8 @@ def zoar(
             rows=rows if keeps_rows else None,
         )
 
-    def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):
-        del updates, value
+    def update_fn(updates, state, params=None, *, value_fn, **extra_args):
+        del updates
         objective = _base.bind_value_fn(value_fn, params, extra_args)
         mu = _base.number_at(smoothing, state.count)
 

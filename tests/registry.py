@@ -1,0 +1,194 @@
+"""Every public factory once: the cases that the common tests run over.
+
+A case builds an optimizer with a fixed key; ``wrap`` is applied to each of its samplers
+(the identity, or ``restrict`` to freeze leaves). test_registry_is_complete fails for a
+public factory that is missing here.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optax
+
+import zojax
+from zojax.perturbations import (
+    aligned,
+    coordinate,
+    gaussian,
+    orthogonal,
+    rademacher,
+    restrict,
+    simplex,
+    sphere,
+)
+
+Wrap = Callable[[zojax.Sampler], zojax.Sampler]
+
+
+class Case(NamedTuple):
+    """An estimator (or a chain around it) and what it promises."""
+
+    factory: Callable
+    make: Callable[[Wrap], optax.GradientTransformationExtraArgs]
+    num_queries: int  # calls of value_fn in a step, without value=
+    reads_updates: bool = False
+
+
+MU, K = 1e-2, 4
+
+ESTIMATORS: dict[str, Case] = {
+    "forward": Case(
+        zojax.two_point,
+        lambda wrap: zojax.two_point(MU, K, key=1, sampler=wrap(gaussian())),
+        K + 1,
+    ),
+    "central": Case(
+        zojax.two_point,
+        lambda wrap: zojax.two_point(
+            MU, K, key=1, sampler=wrap(coordinate()), difference="central"
+        ),
+        2 * K,
+    ),
+    "simplex": Case(
+        zojax.two_point,
+        lambda wrap: zojax.two_point(
+            MU, K, key=1, sampler=wrap(simplex()), difference="mean"
+        ),
+        K,
+    ),
+    "leave_one_out": Case(
+        zojax.two_point,
+        lambda wrap: zojax.two_point(
+            MU,
+            K,
+            key=1,
+            sampler=wrap(orthogonal()),
+            difference="leave_one_out",
+            chunk_size=3,
+        ),
+        K,
+    ),
+    "dap": Case(
+        zojax.dap,
+        lambda wrap: zojax.dap(
+            MU, K, key=1, sampler=wrap(sphere()), base=wrap(gaussian())
+        ),
+        K + 1,
+    ),
+    "dap_updates": Case(
+        zojax.dap,
+        lambda wrap: zojax.dap(
+            MU, K, key=1, guide="updates", base=wrap(gaussian()), fixed_length=True
+        ),
+        K + 1,
+        reads_updates=True,
+    ),
+    "dap_average": Case(
+        zojax.dap,
+        lambda wrap: zojax.dap(
+            MU,
+            K,
+            key=1,
+            guide="average",
+            base=wrap(rademacher()),
+            difference="central",
+            chunk_size=1,
+        ),
+        2 * K,
+    ),
+    "aligned_projection": Case(
+        zojax.aligned_projection,
+        lambda wrap: zojax.aligned_projection(
+            MU, K, key=1, mask=getattr(wrap, "mask", None)
+        ),
+        K + 1,
+    ),
+    "zoar": Case(
+        zojax.zoar,
+        lambda wrap: zojax.zoar(MU, K, key=1, history_size=3, sampler=wrap(gaussian())),
+        K,
+    ),
+    "zoar_replay": Case(
+        zojax.zoar,
+        lambda wrap: zojax.zoar(
+            MU,
+            K,
+            key=1,
+            history_size=2,
+            sampler=wrap(rademacher()),
+            storage="replay",
+            symmetric=True,
+            chunk_size=3,
+        ),
+        2 * K,
+    ),
+    "mean_baseline": Case(
+        zojax.zoar,
+        lambda wrap: zojax.zoar(
+            MU,
+            K,
+            key=1,
+            history_size=0,
+            sampler=wrap(sphere()),
+            leave_one_out=True,
+        ),
+        K,
+    ),
+    "reinforce": Case(
+        zojax.reinforce,
+        lambda wrap: zojax.reinforce(MU, K, key=1, sampler=wrap(gaussian())),
+        K + 1,
+    ),
+    "reinforce_sphere": Case(
+        zojax.reinforce,
+        lambda wrap: zojax.reinforce(
+            MU,
+            K,
+            key=1,
+            baseline="optimal",
+            search="sphere",
+            sampler=wrap(sphere()),
+            chunk_size=1,
+        ),
+        K,
+    ),
+    "mezo": Case(
+        zojax.mezo,
+        lambda wrap: zojax.mezo(1e-3, MU, key=1, sampler=wrap(rademacher())),
+        2,
+    ),
+    "spsa": Case(
+        zojax.spsa,
+        lambda wrap: zojax.spsa(
+            1e-3, MU, key=1, num_directions=2, sampler=wrap(rademacher())
+        ),
+        4,
+    ),
+    "scale_by_radazo": Case(
+        zojax.scale_by_radazo,
+        lambda wrap: optax.chain(
+            zojax.two_point(MU, 1, key=1, sampler=wrap(gaussian())),
+            zojax.scale_by_radazo(),
+        ),
+        2,
+    ),
+    "radazo": Case(
+        zojax.radazo,
+        lambda wrap: optax.chain(
+            zojax.zoar(MU, K, key=1, sampler=wrap(gaussian())), zojax.radazo(1e-3)
+        ),
+        K,
+    ),
+}
+
+# Samplers by factory; test_perturbations.py holds their statistics.
+SAMPLERS: dict[str, Callable] = {
+    "aligned": aligned,
+    "coordinate": coordinate,
+    "gaussian": gaussian,
+    "orthogonal": orthogonal,
+    "rademacher": rademacher,
+    "restrict": restrict,
+    "simplex": simplex,
+    "sphere": sphere,
+}

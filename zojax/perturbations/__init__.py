@@ -1,0 +1,28 @@
+"""How a perturbation direction is drawn.
+
+Each factory returns a :class:`zojax.Sampler`: a pure function
+``sampler(key, k, num_directions, params) -> direction`` that draws row ``k`` of the
+matrix V named by ``key``. All of them satisfy
+
+    E[v v^T] = I    (so E|v|^2 = d, the number of trainable entries),
+
+so that no factor of d, K or smoothing appears anywhere else. A direction is global over
+the parameter tree: one norm, one index range. Noise is drawn in float32 from a key that
+depends on the leaf's path alone, then cast: two leaves of one shape differ, and adding
+or freezing a leaf leaves the draws of the others as they are.
+"""
+
+from zojax.perturbations.composed import aligned, restrict
+from zojax.perturbations.designs import orthogonal, simplex
+from zojax.perturbations.independent import coordinate, gaussian, rademacher, sphere
+
+__all__ = [
+    "aligned",
+    "coordinate",
+    "gaussian",
+    "orthogonal",
+    "rademacher",
+    "restrict",
+    "simplex",
+    "sphere",
+]

@@ -1,0 +1,146 @@
+"""Samplers made from samplers: aligned with a guide, restricted to some leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zojax._base import PyTree, Sampler, normalize, reciprocal, tree_dot
+from zojax.perturbations._noise import fair_signs, purpose_key
+from zojax.perturbations.independent import gaussian
+
+
+def _inherit_check(draw: Sampler, base: Sampler) -> Sampler:
+    check = getattr(base, "check_num_directions", None)
+    if check is not None:
+        draw.check_num_directions = check
+    return draw
+
+
+def aligned(
+    guide: PyTree, base: Sampler | None = None, *, fixed_length: bool = False
+) -> Sampler:
+    """Directionally aligned perturbations (DAP) around a guide a.
+
+    Projects a base direction X onto the hyperplane a . v = xi |a|, xi a fair sign:
+
+        v = X - (X . a) a / |a|^2 + xi a / |a|,    so (v . a)^2 = |a|^2.
+
+    With ``fixed_length`` the direction also has |v|^2 = d,
+
+        v = xi sqrt(d) [sqrt(1 - 1/d) w + a / (|a| sqrt(d))],
+
+    w the unit vector of the projected X. The inner product and the norm are global over
+    the tree. Where the guide is zero or not finite, v = X (for fixed length
+    sqrt(d) X / |X|): isotropic, no alignment.
+
+    Args:
+      guide: pytree like params (at least at trainable leaves), of any finite scale: an
+        estimate of the gradient. It must not depend on the noise of ``base``.
+      base: sampler of X; gaussian() by default.
+      fixed_length: also fix the length. E[v v^T] = I then needs a rotation-invariant
+        base (gaussian or sphere).
+
+    Returns:
+      A sampler with the independence of its base. If the guide is the gradient, the MSE
+      limit is |g|^2 (d-1)/K, with the error on the large entries reduced.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zojax
+      >>> a = jnp.array([3.0, 0.0, 4.0])
+      >>> v = zojax.perturbations.aligned(a)(jax.random.key(0), 0, 1, a)
+      >>> print(round(float(jnp.dot(v, a) ** 2), 3))
+      25.0
+
+    Source: arXiv 2510.19975, Algorithm 1 (delta = 1).
+    """
+    base = gaussian() if base is None else base
+
+    def draw(key, k, num_directions, params):
+        x = base(key, k, num_directions, params)
+        unit, usable = normalize(guide, x)
+        sign_key = jax.random.fold_in(purpose_key(key, "aligned"), k)
+        xi = fair_signs(sign_key, ())
+        along = tree_dot(x, unit)
+
+        def combine(x_scale, unit_scale):
+            def leaf(x, a):
+                wide = a.dtype
+                moved = jnp.asarray(x_scale, wide) * x.astype(wide)
+                return (moved + jnp.asarray(unit_scale, wide) * a).astype(x.dtype)
+
+            return jax.tree.map(leaf, x, unit)
+
+        if not fixed_length:
+            return combine(1.0, xi - along)
+        d = sum(leaf.size for leaf in jax.tree.leaves(x))
+        projected = jax.tree.map(
+            lambda x, a: x.astype(a.dtype) - along.astype(a.dtype) * a, x, unit
+        )
+        norm = jnp.sqrt(tree_dot(projected, projected))
+        length = jnp.sqrt(jnp.where(usable, max(d - 1, 0), d))
+        stretch = xi * length * reciprocal(norm)
+        return combine(stretch, xi - stretch * along)
+
+    return _inherit_check(draw, base)
+
+
+def restrict(sampler: Sampler, mask: PyTree | Callable[[PyTree], PyTree]) -> Sampler:
+    """Restricts a sampler to the trainable leaves of params.
+
+    Frozen leaves are not copied, not perturbed, get a zero gradient and do not count
+    in d; the other leaves draw what they would draw without them.
+
+    Args:
+      sampler: any sampler.
+      mask: as in optax.masked: a pytree prefix of bools, True where trainable, or a
+        function params -> such a pytree.
+
+    Returns:
+      A sampler whose directions hold None at frozen leaves.
+
+    Raises:
+      ValueError: if the mask holds anything but bools, or does not fit params.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zojax
+      >>> draw = zojax.perturbations.restrict(
+      ...     zojax.perturbations.rademacher(), {"head": True, "body": False})
+      >>> v = draw(jax.random.key(0), 0, 1, {"head": jnp.ones(2), "body": jnp.ones(3)})
+      >>> v["body"] is None
+      True
+
+    Source: the convention of optax.masked.
+    """
+
+    def check_mask(tree):
+        for leaf in jax.tree.leaves(tree):
+            if not isinstance(leaf, (bool, np.bool_)):
+                raise ValueError(
+                    "mask must be a pytree prefix of bools (True: trainable) or a"
+                    f" function returning one, got a leaf {leaf!r}"
+                )
+
+    if not callable(mask):
+        check_mask(mask)
+
+    def draw(key, k, num_directions, params):
+        tree = mask(params) if callable(mask) else mask
+        check_mask(tree)
+        try:
+            trainable = jax.tree.map(
+                lambda keep, sub: sub if keep else jax.tree.map(lambda _: None, sub),
+                tree,
+                params,
+            )
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                "mask must be a pytree prefix of params, got"
+                f" {jax.tree.structure(tree)} for {jax.tree.structure(params)}"
+            ) from error
+        return sampler(key, k, num_directions, trainable)
+
+    return _inherit_check(draw, sampler)

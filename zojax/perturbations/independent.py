@@ -1,0 +1,121 @@
+"""Samplers of independent rows: row k depends on (key, k) alone."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from zojax._base import Sampler, reciprocal, scale, tree_dot
+from zojax.perturbations._noise import (
+    by_index,
+    cast_like,
+    draw_leaves,
+    fair_signs,
+    num_entries,
+    purpose_key,
+    standard_normal,
+)
+
+
+def gaussian() -> Sampler:
+    """Standard normal directions: v ~ N(0, I).
+
+    Returns:
+      A sampler of independent rows; MSE limit of a two-point estimate |g|^2 (d+1)/K.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zojax
+      >>> sampler = zojax.perturbations.gaussian()
+      >>> v = sampler(jax.random.key(0), 0, 1, {"w": jnp.ones((2, 3))})
+      >>> v["w"].shape
+      (2, 3)
+
+    Source: Gaussian smoothing, arXiv 2506.14460, Section 3.1.
+    """
+
+    def draw(key, k, num_directions, params):
+        del num_directions
+        return cast_like(draw_leaves(key, k, params, standard_normal), params)
+
+    return draw
+
+
+def sphere() -> Sampler:
+    """Uniform directions on the sphere of radius sqrt(d): v = sqrt(d) x / |x|.
+
+    The norm is global over the parameter tree.
+
+    Returns:
+      A sampler of independent rows with |v|^2 = d; MSE limit |g|^2 (d-1)/K.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zojax
+      >>> v = zojax.perturbations.sphere()(jax.random.key(0), 0, 1, jnp.ones(4))
+      >>> print(round(float(jnp.sum(v**2)), 4))
+      4.0
+
+    Source: arXiv 2510.19975, Theorem 2.2 (fixed-length perturbations).
+    """
+
+    def draw(key, k, num_directions, params):
+        del num_directions
+        x = draw_leaves(key, k, params, standard_normal)
+        norm = jnp.sqrt(tree_dot(x, x))
+        scaled = scale(x, math.sqrt(num_entries(params)) * reciprocal(norm))
+        return cast_like(scaled, params)
+
+    return draw
+
+
+def rademacher() -> Sampler:
+    """Independent fair signs: v in {-1, +1}^d, 32 of them from each random word.
+
+    Returns:
+      A sampler of independent rows with |v|^2 = d; MSE limit |g|^2 (d-1)/K. The
+      cheapest noise to draw.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zojax
+      >>> v = zojax.perturbations.rademacher()(jax.random.key(0), 0, 1, jnp.ones(40))
+      >>> print(float(jnp.min(jnp.abs(v))), float(jnp.max(jnp.abs(v))))
+      1.0 1.0
+
+    Source: arXiv 2510.19975, Theorem 2.2 (fixed-length perturbations).
+    """
+
+    def draw(key, k, num_directions, params):
+        del num_directions
+        return cast_like(draw_leaves(key, k, params, fair_signs), params)
+
+    return draw
+
+
+def coordinate() -> Sampler:
+    """One coordinate at a time: v = sqrt(d) e_j, j uniform over 0..d-1.
+
+    Returns:
+      A sampler of independent rows with |v|^2 = d; MSE limit |g|^2 (d-1)/K. For
+      directions without replacement see :func:`orthogonal`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zojax
+      >>> v = zojax.perturbations.coordinate()(jax.random.key(0), 0, 1, jnp.ones(4))
+      >>> sorted(v.tolist())
+      [0.0, 0.0, 0.0, 2.0]
+
+    Source: arXiv 2510.19975, Section 2 (random coordinate sampling).
+    """
+
+    def draw(key, k, num_directions, params):
+        del num_directions
+        d = num_entries(params)
+        row_key = jax.random.fold_in(purpose_key(key, "coordinate"), k)
+        chosen = jax.random.randint(row_key, (), 0, max(d, 1)).astype(jnp.uint32)
+        return by_index(
+            params,
+            lambda i, dtype: jnp.where(i == chosen, math.sqrt(d), 0).astype(dtype),
+        )
+
+    return draw
