@@ -1,0 +1,47 @@
+"""The problems that zojax is measured on: ``python -m benchmarks --help``.
+
+This module imports nothing heavy, since the command reads it before it knows the task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+__all__ = ["UsageError", "positive", "whole_number"]
+
+
+class UsageError(Exception):
+    """Something that the user can put right: shown as one line, no traceback."""
+
+
+LARGEST = 2**31 - 1  # counts and seeds are 32-bit in JAX
+
+
+def whole_number(minimum: int) -> Callable[[str], int]:
+    """Returns an argparse type: an int >= minimum (and at most LARGEST)."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = minimum - 1
+        if not minimum <= number <= LARGEST:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number from {minimum} to {LARGEST}, got {text!r}"
+            )
+        return number
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """An argparse type: a finite float > 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (number > 0 and math.isfinite(number)):
+        raise argparse.ArgumentTypeError(f"must be a number > 0, got {text!r}")
+    return number

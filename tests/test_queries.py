@@ -1,0 +1,817 @@
+"""Evaluating, combining and replaying directions; the check of the smoothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import zojax
+from zojax import queries, weights
+from zojax.perturbations import gaussian, orthogonal, rademacher, restrict, simplex
+
+KEY = jax.random.key(11)
+PARAMS = {
+    "w": jnp.array([[0.5, -1.0], [2.0, 0.25], [-0.75, 1.5]]),
+    "b": jnp.array([0.1, -0.2]),
+}
+SIDES = (1.0, -1.0)
+GAUSSIAN, RADEMACHER = gaussian(), rademacher()
+ORTHOGONAL, SIMPLEX = orthogonal(), simplex()
+
+# K = 7 is a multiple of no chunk but 1 and itself; orthogonal() crosses d = 8 with 11
+# rows; simplex() takes powers of two only.
+CHUNKED = pytest.mark.parametrize(
+    ("sampler", "num_directions", "chunk_size"),
+    [
+        pytest.param(GAUSSIAN, 7, None, id="gaussian-None"),
+        pytest.param(GAUSSIAN, 7, 1, id="gaussian-1"),
+        pytest.param(GAUSSIAN, 7, 2, id="gaussian-2"),
+        pytest.param(GAUSSIAN, 7, 3, id="gaussian-3"),
+        pytest.param(GAUSSIAN, 7, 100, id="gaussian-100"),
+        pytest.param(RADEMACHER, 1, None, id="single-None"),
+        pytest.param(RADEMACHER, 1, 1, id="single-1"),
+        pytest.param(ORTHOGONAL, 11, 3, id="orthogonal-3"),
+        pytest.param(SIMPLEX, 8, 3, id="simplex-3"),
+    ],
+)
+
+
+def value_fn(params):
+    """Not linear, not symmetric, with products across leaves."""
+    out = jnp.tanh(params["w"]) @ params["b"] + 0.3 * params["w"][:, 0] ** 2
+    return jnp.sum(jnp.sin(out) + out**2)
+
+
+def value64(w, b):
+    """The same in float64 numpy."""
+    out = np.tanh(w) @ b + 0.3 * w[:, 0] ** 2
+    return np.sum(np.sin(out) + out**2)
+
+
+def as64(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+@functools.cache
+def design(sampler, num_directions):
+    """The rows of V under KEY, stacked, straight from the sampler."""
+    draw = lambda k: sampler(KEY, k, num_directions, PARAMS)
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(draw))(jnp.arange(num_directions)))
+
+
+def expected_values(sampler, num_directions, mu, signs):
+    theta, v = as64(PARAMS), as64(design(sampler, num_directions))
+    point = lambda name, k, s: theta[name] + mu * s * v[name][k]
+    return np.array(
+        [
+            [value64(point("w", k, s), point("b", k, s)) for s in signs]
+            for k in range(num_directions)
+        ]
+    )
+
+
+def central(mu):
+    return lambda y: weights.central(y[:, 0], y[:, 1], mu)
+
+
+def mean_baseline(mu):
+    return lambda y: weights.mean_baseline(y[:, 0], mu)
+
+
+# -- values and sums against numpy -----------------------------------------------------
+
+
+def two_weights(num_directions):
+    return np.cos(np.arange(2 * num_directions)).reshape(2, num_directions)
+
+
+@functools.cache
+def answers(sampler, num_directions, chunk_size):
+    """All four functions under jit, in one program: compiling is what takes time."""
+    w = jnp.asarray(two_weights(num_directions), jnp.float32)
+    chunks = {"chunk_size": chunk_size}
+
+    @jax.jit
+    def ask(params, key):
+        draws = (params, sampler, key, num_directions)
+        asked = (value_fn, *draws, 0.1)
+        return {
+            "evaluate": zojax.evaluate(*asked, signs=SIDES, **chunks),
+            "map": queries.map_directions(lambda v: v, *draws, **chunks),
+            "combine": zojax.combine(w, *draws, **chunks),
+            "estimate": zojax.estimate(*asked, central(0.1), signs=SIDES, **chunks),
+        }
+
+    return ask(PARAMS, KEY)
+
+
+@CHUNKED
+def test_values_at_the_perturbed_points(sampler, num_directions, chunk_size):
+    """y_kp = f(theta + mu s_p v_k), in float32 [K, P], whatever the chunks."""
+    values, aux = answers(sampler, num_directions, chunk_size)["evaluate"]
+    assert values.dtype == jnp.float32
+    assert aux is None
+    expected = expected_values(sampler, num_directions, 0.1, SIDES)
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("signs", [None, (1.0,), (-0.5, 2.0, 0.0)])
+def test_sides(signs):
+    """Any scales of mu, +1 alone by default; here without jit."""
+    options = {} if signs is None else {"signs": signs}
+    values, _ = zojax.evaluate(value_fn, PARAMS, RADEMACHER, KEY, 3, 0.1, **options)
+    expected = expected_values(RADEMACHER, 3, 0.1, signs or (1.0,))
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
+
+
+@CHUNKED
+def test_chunks_draw_the_same_stream(sampler, num_directions, chunk_size):
+    """Bit for bit."""
+    stream = answers(sampler, num_directions, chunk_size)["map"]
+    expected = design(sampler, num_directions)
+    jax.tree.map(np.testing.assert_array_equal, stream, expected)
+
+
+@CHUNKED
+def test_combine_is_the_weighted_sum(sampler, num_directions, chunk_size):
+    """V^T w = sum_k w_k v_k, here for two rows of weights [2, K]."""
+    w = two_weights(num_directions)
+    sums = answers(sampler, num_directions, chunk_size)["combine"]
+    for name, v in as64(design(sampler, num_directions)).items():
+        assert sums[name].dtype == jnp.float32
+        assert sums[name].shape == (2, *PARAMS[name].shape)
+        np.testing.assert_allclose(sums[name], np.tensordot(w, v, axes=1), atol=2e-6)
+
+
+@pytest.mark.parametrize("leading", [(), (2, 3)])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_combine_takes_any_leading_axes(leading, chunk_size):
+    w = np.cos(np.arange(np.prod((*leading, 3)))).reshape(*leading, 3)
+    sums = zojax.combine(
+        jnp.asarray(w, jnp.float32),
+        PARAMS,
+        RADEMACHER,
+        KEY,
+        3,
+        chunk_size=chunk_size,
+    )
+    for name, v in as64(design(RADEMACHER, 3)).items():
+        np.testing.assert_allclose(sums[name], np.tensordot(w, v, axes=1), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("num_directions", "chunk_size"), [(1, None), (5, None), (5, 1), (5, 3)]
+)
+def test_combine_steps_replays_every_step(num_directions, chunk_size):
+    """sum_n V_n^T w_n with V_n drawn from fold_in(key, n), in any order of steps."""
+    steps = np.array([4, 0, 2])
+    w = np.sin(np.arange(3 * num_directions)).reshape(3, num_directions)
+    sums = jax.jit(
+        lambda w, key: queries.combine_steps(
+            w,
+            PARAMS,
+            RADEMACHER,
+            key,
+            jnp.asarray(steps),
+            num_directions,
+            chunk_size=chunk_size,
+        )
+    )(jnp.asarray(w, jnp.float32), KEY)
+    expected = as64(jax.tree.map(jnp.zeros_like, PARAMS))
+    for n, step_weights in zip(steps, w, strict=True):
+        step_key = jax.random.fold_in(KEY, int(n))
+        for k, weight in enumerate(step_weights):
+            v = as64(RADEMACHER(step_key, k, num_directions, PARAMS))
+            expected = {name: expected[name] + weight * v[name] for name in v}
+    for name, leaf in sums.items():
+        np.testing.assert_allclose(leaf, expected[name], atol=3e-6)
+
+
+def assert_central_estimate(result, sampler, num_directions, mu):
+    """(1/K) sum_k [f(theta + mu v_k) - f(theta - mu v_k)] / (2 mu) v_k, in float64."""
+    y = expected_values(sampler, num_directions, mu, SIDES)
+    np.testing.assert_allclose(result.values, y, rtol=1e-5, atol=1e-6)
+    assert result.aux is None
+    slopes = (y[:, 0] - y[:, 1]) / (2 * mu)
+    for name, v in as64(design(sampler, num_directions)).items():
+        expected = np.tensordot(slopes, v, axes=1) / num_directions
+        np.testing.assert_allclose(result.sums[name], expected, rtol=1e-4, atol=1e-5)
+
+
+@CHUNKED
+def test_estimate_evaluates_weighs_and_combines(sampler, num_directions, chunk_size):
+    result = answers(sampler, num_directions, chunk_size)["estimate"]
+    assert_central_estimate(result, sampler, num_directions, 0.1)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_estimate_without_jit(chunk_size):
+    result = zojax.estimate(
+        value_fn,
+        PARAMS,
+        RADEMACHER,
+        KEY,
+        3,
+        0.1,
+        central(0.1),
+        signs=SIDES,
+        chunk_size=chunk_size,
+    )
+    assert_central_estimate(result, RADEMACHER, 3, 0.1)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_estimate_takes_weights_with_leading_axes(chunk_size):
+    """weigh may return f[2, K]: two combinations of the same queries."""
+    weigh = lambda y: jnp.stack([y[:, 0], jnp.ones(3)])
+    result = jax.jit(
+        lambda key: zojax.estimate(
+            value_fn, PARAMS, RADEMACHER, key, 3, 0.1, weigh, chunk_size=chunk_size
+        )
+    )(KEY)
+    y = expected_values(RADEMACHER, 3, 0.1, (1.0,))[:, 0]
+    for name, v in as64(design(RADEMACHER, 3)).items():
+        expected = np.stack([np.tensordot(y, v, axes=1), v.sum(axis=0)])
+        np.testing.assert_allclose(result.sums[name], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+def test_map_directions_stacks_results(chunk_size):
+    result = queries.map_directions(
+        lambda v: {"product": v["b"][0] * v["w"][1, 1], "first": v["b"][0]},
+        PARAMS,
+        RADEMACHER,
+        KEY,
+        3,
+        chunk_size=chunk_size,
+    )
+    v = design(RADEMACHER, 3)
+    np.testing.assert_array_equal(result["product"], v["b"][:, 0] * v["w"][:, 1, 1])
+    np.testing.assert_array_equal(result["first"], v["b"][:, 0])
+
+
+def test_keys_of_all_kinds():
+    """Typed, legacy and int, wherever a key goes in."""
+    x, w = jnp.zeros(6), jnp.arange(3.0)
+    value = lambda x: x @ (2.0 ** jnp.arange(6))  # tells all sign vectors apart
+    common = (x, RADEMACHER)
+
+    def all_of(key):
+        return [
+            zojax.evaluate(value, *common, key, 3, 1.0)[0],
+            zojax.combine(w, *common, key, 3),
+            queries.combine_steps(jnp.stack([w, w]), *common, key, jnp.arange(2), 3),
+            queries.map_directions(lambda v: v, *common, key, 3),
+            zojax.estimate(value, *common, key, 3, 1.0, lambda y: y[:, 0]).sums,
+        ]
+
+    typed, legacy, seed, other = map(
+        all_of, (jax.random.key(5), jax.random.PRNGKey(5), 5, 6)
+    )
+    jax.tree.map(np.testing.assert_array_equal, typed, legacy)
+    jax.tree.map(np.testing.assert_array_equal, typed, seed)
+    assert all(np.any(x != y) for x, y in zip(typed, other, strict=True))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_x64(chunk_size):
+    """Values and sums are float64 where the parameters are, to their own precision."""
+    with jax.enable_x64(True):
+        slope = np.array([1.0, -2.0, 0.5])
+        x = np.array([1.0, 2.0, 3.0])
+        mu = 1e-9
+        result = jax.jit(
+            lambda x: zojax.estimate(
+                lambda p: jnp.dot(p, slope),
+                x,
+                ORTHOGONAL,
+                KEY,
+                3,
+                mu,
+                central(mu),
+                signs=SIDES,
+                chunk_size=chunk_size,
+            )
+        )(x)
+        assert result.values.dtype == np.float64
+        assert result.sums.dtype == np.float64
+        # Rounding of values of order 1: 1e-16 / 1e-9. In float32 nothing would be left.
+        np.testing.assert_allclose(result.sums, slope, atol=1e-5)
+
+
+# -- frozen leaves ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 3])
+def test_restricted_queries(chunk_size):
+    """Frozen leaves, integers and None reach value_fn untouched, with sums of None."""
+    params = {**PARAMS, "ids": jnp.array([3, 1]), "none": None}
+    mask = {"w": False, "b": True, "ids": False, "none": None}
+    sampler = restrict(RADEMACHER, mask)
+
+    def objective(p):
+        assert p["none"] is None
+        assert p["ids"].dtype == jnp.int32
+        touched = jnp.any(p["w"] != PARAMS["w"]) | jnp.any(p["ids"] != params["ids"])
+        return jnp.where(touched, jnp.nan, jnp.dot(p["b"], jnp.array([1.0, 10.0])))
+
+    result = jax.jit(
+        lambda params: zojax.estimate(
+            objective,
+            params,
+            sampler,
+            KEY,
+            3,
+            1.0,
+            central(1.0),
+            signs=SIDES,
+            chunk_size=chunk_size,
+        )
+    )(params)
+    b = np.asarray(PARAMS["b"], np.float64)
+    rows = as64(design(RADEMACHER, 3))["b"]
+    slope = np.array([1.0, 10.0])
+    expected = np.stack([(b + rows) @ slope, (b - rows) @ slope], axis=1)
+    np.testing.assert_allclose(result.values, expected, rtol=1e-5)
+    sums = rows.T @ (rows @ slope) / 3
+    np.testing.assert_allclose(result.sums["b"], sums, rtol=1e-5)
+    assert [result.sums[name] for name in ("w", "ids", "none")] == [None] * 3
+
+    gradient = zojax.as_gradient(result.sums, params)
+    assert jax.tree.structure(gradient) == jax.tree.structure(params)
+    np.testing.assert_array_equal(gradient["w"], np.zeros((3, 2)))
+    np.testing.assert_array_equal(gradient["ids"], [0, 0])
+    assert gradient["ids"].dtype == jnp.int32
+
+
+def test_direction_like_draws_nothing():
+    """Shapes of combine's result: frozen leaves None, at least float32."""
+    params = {"w": jnp.ones((3, 2), jnp.bfloat16), "b": jnp.ones(2), "i": jnp.arange(2)}
+    sampler = restrict(GAUSSIAN, {"w": True, "b": True, "i": False})
+    zeros = queries.direction_like(params, sampler, 4, (5, 2))
+    assert zeros["i"] is None
+    assert zeros["w"].shape == (5, 2, 3, 2)
+    assert zeros["w"].dtype == zeros["b"].dtype == jnp.float32
+    assert not np.any(zeros["w"])
+    assert not np.any(zeros["b"])
+
+
+# -- as_gradient -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_as_gradient_casts_to_params(dtype):
+    """Rounded to the dtype of params, saturating at its largest number."""
+    largest = float(jnp.finfo(dtype).max)
+    sums = jnp.array([1.0, -0.1, 3.3e38, -3.3e38, jnp.inf, -jnp.inf])
+    gradient = zojax.as_gradient({"x": sums}, {"x": jnp.ones(6, dtype)})["x"]
+    assert gradient.dtype == dtype
+    rounded = np.asarray(jnp.asarray(-0.1, dtype), np.float64)
+    big = min(largest, 3.3e38)
+    expected = [1.0, rounded, big, -big, largest, -largest]
+    rtol = 2e-3 if dtype == jnp.bfloat16 else 1e-6  # 3.3e38 is rounded to 8 bits
+    np.testing.assert_allclose(gradient.astype(jnp.float32), expected, rtol=rtol)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_as_gradient_is_finite():
+    """The promise of an estimator: finite whatever the objective answers."""
+    gradient = zojax.as_gradient(jnp.array([jnp.nan, jnp.inf, 1.0]), jnp.ones(3))
+    assert np.all(np.isfinite(gradient)), gradient
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_gradient_is_finite_where_sums_overflow(chunk_size):
+    """Weights of 3e38 are finite; inf - inf among their products with rows is NaN."""
+
+    def weigh(y):
+        return jnp.full(8, 3e38) * jnp.where(jnp.arange(8) % 2, 1, -1)
+
+    result = jax.jit(
+        lambda key: zojax.estimate(
+            value_fn, PARAMS, GAUSSIAN, key, 8, 0.1, weigh, chunk_size=chunk_size
+        )
+    )(KEY)
+    gradient = zojax.as_gradient(result.sums, PARAMS)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient)), gradient
+
+
+def test_as_gradient_of_python_floats_and_none():
+    """params may be numbers, and hold None."""
+    gradient = zojax.as_gradient(
+        {"x": jnp.float32(2.0), "none": None}, {"x": 1.0, "none": None}
+    )
+    assert gradient["none"] is None
+    assert float(gradient["x"]) == 2.0
+
+
+# -- aux -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_directions", "signs", "chunk_size"),
+    [
+        (3, (1.0, -1.0), None),
+        (3, (-1.0, 1.0), 1),
+        (3, (-1.0,), 2),
+        (1, (1.0,), None),
+        (1, (-1.0, 1.0), 1),
+    ],
+)
+def test_aux_is_that_of_the_first_query(num_directions, signs, chunk_size):
+    """At theta + mu s_0 v_0, from evaluate and estimate alike."""
+    mu, options = 0.25, {"signs": signs, "chunk_size": chunk_size, "has_aux": True}
+
+    def objective(params):
+        return value_fn(params), {"point": params["b"], "value": value_fn(params)}
+
+    @jax.jit
+    def both(params, key):
+        common = (objective, params, RADEMACHER, key, num_directions, mu)
+        result = zojax.estimate(*common, lambda y: y[:, 0], **options)
+        return zojax.evaluate(*common, **options), (result.values, result.aux)
+
+    v = as64(design(RADEMACHER, num_directions))["b"][0]
+    point = np.asarray(PARAMS["b"], np.float64) + mu * signs[0] * v
+    for values, aux in both(PARAMS, KEY):
+        np.testing.assert_allclose(aux["point"], point, rtol=1e-6)
+        np.testing.assert_allclose(aux["value"], values[0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_directions", [1, 3])
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_aux_may_hold_python_numbers(num_directions, chunk_size):
+    """A metric that does not depend on params is often a plain number."""
+    objective = lambda p: (value_fn(p), {"batch_size": 32, "rate": np.float32(0.5)})
+    _, aux = zojax.evaluate(
+        objective,
+        PARAMS,
+        RADEMACHER,
+        KEY,
+        num_directions,
+        0.1,
+        chunk_size=chunk_size,
+        has_aux=True,
+    )
+    assert (int(aux["batch_size"]), float(aux["rate"])) == (32, 0.5)
+
+
+# -- evaluate_at, and value_fns that are no objectives ---------------------------------
+
+
+def test_evaluate_at():
+    """The value in float32 whatever value_fn returns, and the aux as it is."""
+    for value in (2, 2.5, np.float64(2.5), jnp.bfloat16(2.5), jnp.int32(2), True):
+        result, aux = zojax.evaluate_at(lambda p, value=value: value, PARAMS)
+        assert (result.dtype, result.shape) == (jnp.float32, ())
+        assert float(result) == float(value)
+        assert aux is None
+    result, aux = zojax.evaluate_at(lambda p: (p["b"][0], p["b"]), PARAMS, has_aux=True)
+    assert float(result) == float(PARAMS["b"][0])
+    np.testing.assert_array_equal(aux, PARAMS["b"])
+
+
+BAD_VALUES = [
+    pytest.param(lambda p: p["b"][:1], r"real scalar, got shape \(1,\)", id="shape"),
+    pytest.param(lambda p: p["w"], r"real scalar, got shape \(3, 2\)", id="matrix"),
+    pytest.param(lambda p: p["b"][0] * 1j, "real scalar.*complex64", id="complex"),
+    pytest.param(lambda p: (p["b"][0], 1), "has_aux=True", id="tuple"),
+]
+BAD_AUX = [
+    pytest.param(lambda p: p["b"][0], r"\(value, aux\)", id="no-aux"),
+    pytest.param(lambda p: (p["b"][0], 1, 2), r"\(value, aux\)", id="three"),
+    pytest.param(lambda p: (p["b"], 1), r"real scalar, got shape \(2,\)", id="shape"),
+]
+
+
+def assert_refused(bad, message, has_aux):
+    """By each function that asks, however it maps over the directions."""
+    with pytest.raises(ValueError, match=f"value_fn must return.*{message}"):
+        zojax.evaluate_at(bad, PARAMS, has_aux=has_aux)
+    for num_directions, chunk_size in ((1, None), (3, None), (3, 1), (3, 2)):
+        arguments = (bad, PARAMS, RADEMACHER, KEY, num_directions, 0.1)
+        options = {"chunk_size": chunk_size, "has_aux": has_aux}
+        with pytest.raises(ValueError, match=f"value_fn must return.*{message}"):
+            zojax.evaluate(*arguments, **options)
+        with pytest.raises(ValueError, match=f"value_fn must return.*{message}"):
+            zojax.estimate(*arguments, mean_baseline(0.1), **options)
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD_VALUES)
+def test_value_fn_must_return_a_real_scalar(bad, message):
+    assert_refused(bad, message, has_aux=False)
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD_AUX)
+def test_value_fn_must_return_a_pair_with_has_aux(bad, message):
+    assert_refused(bad, message, has_aux=True)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"), [(None, "params"), ({"x": optax.MaskedNode()}, "restrict")]
+)
+def test_params_must_be_there(params, message):
+    """Missing, or hidden by optax.masked: the error says what to write instead."""
+    with pytest.raises(ValueError, match=message):
+        zojax.evaluate(value_fn, params, RADEMACHER, KEY, 2, 0.1)
+    for chunk_size in (None, 1):
+        with pytest.raises(ValueError, match=message):
+            zojax.estimate(
+                value_fn,
+                params,
+                RADEMACHER,
+                KEY,
+                2,
+                0.1,
+                mean_baseline(0.1),
+                chunk_size=chunk_size,
+            )
+
+
+# -- narrow dtypes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_a_bfloat16_loss_is_subtracted_in_float32(chunk_size):
+    """Trap 14. The sides answer 129/64 and 129/256, exact in bfloat16.
+
+    Their difference 387/256 takes nine bits: bfloat16 would round it to 388/256 or
+    386/256.
+    """
+    high, low = jnp.bfloat16(129 / 64), jnp.bfloat16(129 / 256)
+    assert (float(high), float(low)) == (129 / 64, 129 / 256)
+    assert float(high - low) != 387 / 256
+
+    result = jax.jit(
+        lambda x: zojax.estimate(
+            lambda p: jnp.where(p > 0, high, low),
+            x,
+            RADEMACHER,
+            KEY,
+            3,
+            0.5,
+            central(0.5),
+            signs=SIDES,
+            chunk_size=chunk_size,
+        )
+    )(jnp.zeros(()))
+    assert result.values.dtype == jnp.float32
+    # (1/K) sum_k +-387/256 / (2 mu) v_k, and v_k^2 = 1
+    np.testing.assert_allclose(result.sums, 387 / 256, rtol=1e-6)
+
+
+def nearest(exact, dtype):
+    """Float64 rounded to the nearest number of a dtype, found among the neighbours."""
+    guess = np.asarray(exact.astype(np.float32)).astype(dtype)
+    candidates = np.stack(
+        [np.nextafter(guess, dtype(-np.inf)), guess, np.nextafter(guess, dtype(np.inf))]
+    ).astype(np.float64)
+    distance = np.abs(candidates - exact)
+    assert not np.any(distance[1] == np.min(distance[[0, 2]], axis=0))  # no ties
+    return np.take_along_axis(candidates, distance.argmin(axis=0)[None], axis=0)[0]
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+def test_bfloat16_points_are_rounded_once_from_untouched_params(chunk_size):
+    """Trap 13: both sides are the correctly rounded theta +- mu v.
+
+    Walking from one side to the other, theta + mu v - 2 mu v, would not end there.
+    """
+    mu, dtype = 0.013, jnp.bfloat16
+    theta = jnp.linspace(-3, 3, 64).astype(dtype)
+    # The objective reads one entry; vmap reads all.
+    one = lambda i: zojax.evaluate(
+        lambda p: p[i],
+        theta,
+        RADEMACHER,
+        KEY,
+        3,
+        mu,
+        signs=SIDES,
+        chunk_size=chunk_size,
+    )[0]
+    points = jax.jit(jax.vmap(one))(jnp.arange(64))
+    v = np.stack([as64(RADEMACHER(KEY, k, 3, theta)) for k in range(3)], axis=1)
+    start, step = np.asarray(theta, np.float64)[:, None], float(np.float32(mu)) * v
+    plus, minus = nearest(start + step, dtype), nearest(start - step, dtype)
+    np.testing.assert_array_equal(points[..., 0], plus)
+    np.testing.assert_array_equal(points[..., 1], minus)
+    assert np.any(nearest(plus - 2 * step, dtype) != minus)  # what the test can see
+    assert np.any(nearest(plus - step, dtype) != start)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_bfloat16_directions_are_combined_in_float32(chunk_size):
+    """257 ones sum to 257 in float32, and to 256 in bfloat16."""
+    sums = zojax.combine(
+        jnp.ones(257),
+        jnp.ones((), jnp.bfloat16),
+        lambda key, k, num_directions, params: jnp.ones_like(params),
+        KEY,
+        257,
+        chunk_size=chunk_size,
+    )
+    assert sums.dtype == jnp.float32
+    assert float(sums) == 257
+
+
+# -- check_smoothing -------------------------------------------------------------------
+
+NEAR_ONE = 1 + 0.1 * jax.random.normal(jax.random.key(2), (4096,))
+
+
+def share64(params, v, mu):
+    """<round(theta + mu v) - theta, v> / (mu |v|^2) with rounding by ml_dtypes."""
+    theta = np.asarray(params)
+    start = theta.astype(np.float64)
+    moved = (start + mu * v).astype(np.float32).astype(theta.dtype)
+    return np.sum((moved.astype(np.float64) - start) * v) / (mu * np.sum(v**2))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "useful"),
+    [(jnp.bfloat16, 1e-2), (jnp.float16, 1e-3), (jnp.float32, 1e-6)],
+)
+def test_check_smoothing(dtype, useful):
+    """Trap 12: the smallest useful smoothing by dtype, near weights of 1.
+
+    At the documented one nothing is lost and nothing is warned of (a warning is an
+    error here); a tenth of it is mostly rounded away.
+    """
+    params = NEAR_ONE.astype(dtype)
+    v = as64(RADEMACHER(jax.random.key(0), 0, 1, params))
+    share = zojax.check_smoothing(params, useful, key=0)
+    assert abs(share - 1) < 0.1
+    np.testing.assert_allclose(share, share64(params, v, useful), rtol=1e-3)
+    small = useful / 100
+    with pytest.warns(UserWarning, match="too small for these parameters"):
+        share = zojax.check_smoothing(params, small, key=0)
+    assert share < 0.5
+    np.testing.assert_allclose(share, share64(params, v, small), rtol=1e-3, atol=1e-6)
+
+
+def test_check_smoothing_in_bfloat16():
+    """mu = 1e-3 is below half the spacing of bfloat16 from 0.5 on: it is ignored."""
+    params = NEAR_ONE.astype(jnp.bfloat16)
+    with pytest.warns(UserWarning, match=r"smoothing=0\.001 is too small.*keeps \d+%"):
+        share = zojax.check_smoothing(params, 1e-3, key=0)
+    assert share < 0.2
+    assert abs(zojax.check_smoothing(params, 1e-2, key=0) - 1) < 0.05
+    with pytest.warns(UserWarning, match="keeps 0%"):
+        assert zojax.check_smoothing(jnp.ones(64, jnp.bfloat16), 1e-3, key=0) == 0
+
+
+def test_check_smoothing_counts_trainable_leaves():
+    """Frozen leaves neither warn nor dilute; mixed dtypes are weighed by entries."""
+    params = {
+        "narrow": jnp.ones(64, jnp.bfloat16),
+        "wide": jnp.ones(192),
+        "ids": jnp.arange(3),
+    }
+    frozen = {"narrow": False, "wide": True, "ids": False}
+    check = lambda mask, **options: zojax.check_smoothing(
+        params, 1e-3, key=0, sampler=restrict(RADEMACHER, mask), **options
+    )
+    np.testing.assert_allclose(check(frozen), 1, rtol=1e-3)
+    assert check(dict.fromkeys(params, False)) == 1.0  # nothing is perturbed
+    # 192 of 256 entries move: a share of 3/4, above or below a minimum of one's own
+    both = {**frozen, "narrow": True}
+    np.testing.assert_allclose(check(both, minimum=0.7), 0.75, rtol=1e-3)
+    with pytest.warns(UserWarning, match="keeps 75%"):
+        check(both)
+
+
+def test_check_smoothing_takes_any_key():
+    params = NEAR_ONE.astype(jnp.float16)
+    shares = {
+        zojax.check_smoothing(params, 1e-2, key=key)
+        for key in (3, jax.random.key(3), jax.random.PRNGKey(3))
+    }
+    assert len(shares) == 1
+
+
+# -- memory and number of calls --------------------------------------------------------
+
+NUM_PARAMETERS = 1024 * 1024
+
+
+def temporary_bytes(sampler, num_directions, chunk_size):
+    """Scratch memory of a compiled estimate on 2^20 float32 parameters."""
+    weigh = central(1e-3)
+
+    def estimate(params, key):
+        return zojax.estimate(
+            lambda p: jnp.sum(p["w"] ** 2) + jnp.sum(p["b"]),
+            params,
+            sampler,
+            key,
+            num_directions,
+            1e-3,
+            weigh,
+            signs=SIDES,
+            chunk_size=chunk_size,
+        ).sums
+
+    params = {
+        "w": jax.ShapeDtypeStruct((1024, 1024), jnp.float32),
+        "b": jax.ShapeDtypeStruct((64,), jnp.float32),
+    }
+    program = jax.jit(estimate).lower(params, KEY).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("sampler", [GAUSSIAN, RADEMACHER])
+def test_memory_does_not_grow_with_the_number_of_directions(sampler):
+    """Trap 26: with chunk_size=1, K = 4 and K = 32 need the same."""
+    few, many = (temporary_bytes(sampler, k, 1) for k in (4, 32))
+    assert many <= 1.1 * few
+    assert many < 8 * 4 * NUM_PARAMETERS
+
+
+@pytest.mark.parametrize("num_directions", [4, 32])
+def test_memory_without_chunks_holds_all_directions(num_directions):
+    """What chunk_size=None says: K copies at once, or the test above shows nothing."""
+    needed = temporary_bytes(RADEMACHER, num_directions, None)
+    assert needed >= num_directions * 4 * NUM_PARAMETERS
+
+
+@pytest.mark.parametrize(
+    ("num_directions", "signs", "chunk_size", "jitted"),
+    [
+        (7, SIDES, None, False),
+        (7, SIDES, None, True),
+        (7, SIDES, 1, True),
+        (7, SIDES, 3, False),
+        (7, SIDES, 3, True),
+        (4, (1.0,), None, True),
+        (4, (1.0,), 3, True),
+        (1, SIDES, None, True),
+        (1, (1.0,), 1, False),
+    ],
+)
+def test_number_of_calls(num_directions, signs, chunk_size, jitted):
+    """Trap 23: an external simulator is called K P times, at K P different points."""
+    calls = []
+
+    def simulate(x):
+        calls.append(tuple(np.asarray(x).tolist()))
+        return np.float32(np.sum(x))
+
+    def objective(x):
+        return jax.pure_callback(
+            simulate,
+            jax.ShapeDtypeStruct((), jnp.float32),
+            x,
+            vmap_method="sequential",
+        )
+
+    def estimate(x, key):
+        return zojax.estimate(
+            objective,
+            x,
+            GAUSSIAN,
+            key,
+            num_directions,
+            0.1,
+            lambda y: y[:, 0],
+            signs=signs,
+            chunk_size=chunk_size,
+        )
+
+    x = jnp.arange(3.0)
+    result = (jax.jit(estimate) if jitted else estimate)(x, KEY)
+    values = np.asarray(jax.block_until_ready(result).values)
+    assert len(calls) == num_directions * len(signs)
+    assert len(set(calls)) == len(calls)
+    # Each call is where it belongs, whatever the order they came in.
+    assert sorted(values.ravel().tolist()) == sorted(
+        float(np.float32(np.sum(np.float32(point)))) for point in calls
+    )
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 3])
+def test_number_of_calls_of_evaluate(chunk_size):
+    """evaluate alone asks K P times as well, and combine never."""
+    calls = []
+
+    def objective(x):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        count = lambda x: (calls.append(1), np.float32(0))[1]
+        return jax.pure_callback(count, shape, x, vmap_method="sequential")
+
+    values, _ = zojax.evaluate(
+        objective,
+        jnp.ones(3),
+        RADEMACHER,
+        KEY,
+        5,
+        0.1,
+        signs=SIDES,
+        chunk_size=chunk_size,
+    )
+    jax.block_until_ready(values)
+    zojax.combine(values[:, 0], jnp.ones(3), RADEMACHER, KEY, 5, chunk_size=chunk_size)
+    assert len(calls) == 10
