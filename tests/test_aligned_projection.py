@@ -116,10 +116,17 @@ def with_guide():
 
 
 def test_a_guide_inside_the_span_of_the_other_rows_adds_nothing():
-    """The guide is row 2 itself: the projection is that on rows 1..K-1."""
+    """The projection is that on rows 1..K-1, without rounding blown up by 1/0."""
     v, _ = with_guide()(np.zeros(8))
-    _, g = with_guide()(v[2])
-    np.testing.assert_allclose(g, projection(v[1:], SLOPE), rtol=1e-4, atol=1e-4)
+    expected = projection(v[1:], SLOPE)
+    for weights in (
+        [0.0, 1.0, 0.0],
+        [1.0, 2.0, 3.0],
+        [0.1, 0.7, -0.3],
+        [0.3, 0.3, 1.1],
+    ):
+        _, g = with_guide()(weights @ v[1:])
+        np.testing.assert_allclose(g, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1.0, -1.0, 1e-30, 1e30])
@@ -267,28 +274,33 @@ def test_aux_is_from_params_or_else_from_the_first_perturbed_point():
 def test_bad_values_are_left_out():
     """The projection on the span of the rows that have a finite value."""
     num, x = 5, jnp.zeros(8)
-    guide = np.sin(np.arange(8.0))
+    guide = np.sin(np.arange(8.0) * np.pi / 3)  # moves entry 1 up, entry 3 not at all
 
-    def f(z, limit):
-        return jnp.where(z[1] > limit, jnp.nan, jnp.dot(jnp.asarray(SLOPE, z.dtype), z))
+    def f(z, limit, entry):
+        return jnp.where(z[entry] > limit, jnp.nan, jnp.dot(jnp.asarray(SLOPE), z))
 
     opt = zojax.aligned_projection(0.1, num, key=KEY)
+
+    @jax.jit
+    def update(state, limit, entry):
+        return opt.update(None, state, x, value_fn=f, limit=limit, entry=entry)
+
     fresh = opt.init(x)
-    update = jax.jit(lambda s, limit: opt.update(None, s, x, value_fn=f, limit=limit))
-    for state, row_0 in (
-        (fresh, None),
-        (fresh._replace(guide=jnp.asarray(guide)), guide),
-    ):
+    guided = fresh._replace(guide=jnp.asarray(guide, jnp.float32))
+    for state, entry in ((fresh, 3), (guided, 3), (guided, 1)):
         v = rows(0, num, x)
-        if row_0 is not None:
-            v[0] = row_0 * np.sqrt(8.0) / np.linalg.norm(row_0)
-        keep = 0.1 * v[:, 1] <= 0.05
-        assert 0 < keep.sum() < num
-        g, after = update(state, 0.05)
+        if state is guided:
+            v[0] = guide * np.sqrt(8.0) / np.linalg.norm(guide)
+        keep = 0.1 * v[:, entry] <= 0.05
+        assert keep[1:].any()
+        assert keep.sum() < num
+        if state is guided:
+            assert keep[0] == (entry == 3)
+        g, after = update(state, 0.05, entry)
         expected = projection(v[keep], SLOPE)
         np.testing.assert_allclose(g, expected, rtol=1e-4, atol=1e-5)
         assert int(after.log.num_nonfinite) == num - keep.sum()
-        g, last = update(after, -jnp.inf)
+        g, last = update(after, -jnp.inf, entry)
         assert g.tolist() == [0.0] * 8
         assert int(last.log.num_nonfinite) == num - keep.sum() + num + 1
         np.testing.assert_allclose(last.guide, 0.9 * after.guide, rtol=1e-6)

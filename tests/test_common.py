@@ -1,5 +1,6 @@
 """What every public factory must survive, over the registry."""
 
+import functools
 import inspect
 from collections.abc import Callable
 
@@ -15,6 +16,11 @@ import zojax
 from zojax.perturbations import restrict
 
 NAMES = list(ESTIMATORS)
+
+# Most of the time here goes into compiling small programs.
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 def build(name, wrap=lambda sampler: sampler):
@@ -110,7 +116,7 @@ def test_structure_shapes_dtypes_and_jit(name):
     state = opt.init(params)
     update = lambda s: opt.update(incoming(name, params), s, params, value_fn=loss)
     eager, eager_state = update(state)
-    jitted, jitted_state = jax.jit(update)(state)
+    jitted, jitted_state = quick_jit(update)(state)
     chex.assert_trees_all_equal_shapes_and_dtypes(eager, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(eager_state, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(jitted_state, state)
@@ -130,7 +136,7 @@ def test_dtypes(name, dtype):
             params["c"] = params["c"].astype(jnp.float32)
         opt = build(name)
         state = opt.init(params)
-        updates, state = jax.jit(
+        updates, state = quick_jit(
             lambda s: opt.update(incoming(name, params), s, params, value_fn=loss)
         )(state)
         chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
@@ -150,7 +156,7 @@ def test_scan_one_compile_and_resume(name):
         return loss(params)
 
     params, opt = tree(), build(name)
-    step = jax.jit(step_with(name, opt, counted))
+    step = quick_jit(step_with(name, opt, counted))
     carry = params, opt.init(params)
     saved = None
     for n in range(100):
@@ -169,7 +175,7 @@ def test_scan_one_compile_and_resume(name):
     chex.assert_trees_all_equal(resumed, carry)
 
     body = step_with(name, opt)
-    scanned, _ = jax.jit(
+    scanned, _ = quick_jit(
         lambda c: jax.lax.scan(lambda c, _: (body(*c), None), c, length=100)
     )((params, opt.init(params)))
     chex.assert_trees_all_close(scanned[0], carry[0], rtol=1e-3, atol=1e-3)
@@ -188,8 +194,8 @@ def test_vmap_over_params(name):
             0
         ][0]
 
-    together = jax.jit(jax.vmap(run))(starts)
-    alone = jax.jit(run)
+    together = quick_jit(jax.vmap(run))(starts)
+    alone = quick_jit(run)
     chex.assert_trees_all_close(together[0], alone(starts[0]), rtol=1e-3, atol=1e-3)
     chex.assert_trees_all_close(together[1], alone(starts[1]), rtol=1e-3, atol=1e-3)
     assert not np.allclose(together[0] - starts[0], together[1] - starts[1])
@@ -206,7 +212,7 @@ def test_non_finite_objective(name, bad):
         wrong = (switch == 2) | ((switch == 1) & (jnp.sum(x * jnp.arange(8)) > 140))
         return jnp.where(wrong, bad, loss(x))
 
-    @jax.jit
+    @quick_jit
     def step(x, state, switch):
         updates, state = opt.update(
             incoming(name, x), state, x, value_fn=sometimes, switch=switch
@@ -230,7 +236,7 @@ def test_constant_objective(name):
     """A constant loss, however large, gives exactly zero."""
     params, opt = tree(), build(name)
     for constant in (0.0, 1e6):
-        updates, _ = jax.jit(
+        updates, _ = quick_jit(
             lambda s, c=constant: opt.update(
                 incoming(name, params), s, params, value_fn=lambda p: c
             )
@@ -250,7 +256,7 @@ def test_frozen_leaves(name):
     opt = build(name, freeze(mask))
     value_fn = lambda p: loss({"w": p["w"], "frozen": p["frozen"]})
     seen = incoming(name, params)
-    updates, _ = jax.jit(lambda s: opt.update(seen, s, params, value_fn=value_fn))(
+    updates, _ = quick_jit(lambda s: opt.update(seen, s, params, value_fn=value_fn))(
         opt.init(params)
     )
     moved = optax.apply_updates(params, updates)
@@ -263,7 +269,7 @@ def test_frozen_leaves(name):
     # Not counted in d: the trainable leaf moves as it would alone.
     alone = build(name)
     single = lambda p: loss(p)
-    expected, _ = jax.jit(
+    expected, _ = quick_jit(
         lambda s: alone.update(
             None if seen is None else {"w": seen["w"]},
             s,
@@ -288,7 +294,7 @@ def test_number_of_queries(name):
         return jax.pure_callback(external, result, x, vmap_method="sequential")
 
     x, opt = jnp.arange(8.0), build(name)
-    step = jax.jit(step_with(name, opt, value_fn))
+    step = quick_jit(step_with(name, opt, value_fn))
     carry = step(x, opt.init(x))
     jax.block_until_ready(carry)
     calls.clear()
@@ -311,7 +317,7 @@ def test_new_closure_and_batch_do_not_retrace(name):
     opt = build(name)
     value_fn = lambda x, batch: jnp.mean((x - batch) ** 2)
 
-    @jax.jit
+    @quick_jit
     def step(x, state, batch):
         closure = lambda x, batch: value_fn(x, batch)
         updates, state = opt.update(
@@ -341,7 +347,7 @@ def test_descends(name):
         updates, state = opt.update(incoming(name, x), state, x, value_fn=loss)
         return (x + scale * updates, state), None
 
-    (after, _), _ = jax.jit(lambda x: jax.lax.scan(step, (x, opt.init(x)), length=600))(
-        x
-    )
+    (after, _), _ = quick_jit(
+        lambda x: jax.lax.scan(step, (x, opt.init(x)), length=600)
+    )(x)
     assert float(loss(after)) < 0.7 * float(loss(x))

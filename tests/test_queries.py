@@ -27,10 +27,10 @@ CHUNKED = pytest.mark.parametrize(
     ("sampler", "num_directions", "chunk_size"),
     [
         pytest.param(GAUSSIAN, 7, None, id="gaussian-None"),
-        pytest.param(GAUSSIAN, 7, 1, id="gaussian-1"),
-        pytest.param(GAUSSIAN, 7, 2, id="gaussian-2"),
+        pytest.param(RADEMACHER, 7, 1, id="signs-1"),
+        pytest.param(RADEMACHER, 7, 2, id="signs-2"),
         pytest.param(GAUSSIAN, 7, 3, id="gaussian-3"),
-        pytest.param(GAUSSIAN, 7, 100, id="gaussian-100"),
+        pytest.param(RADEMACHER, 7, 100, id="signs-100"),
         pytest.param(RADEMACHER, 1, None, id="single-None"),
         pytest.param(RADEMACHER, 1, 1, id="single-1"),
         pytest.param(ORTHOGONAL, 11, 3, id="orthogonal-3"),
@@ -581,7 +581,7 @@ def test_bfloat16_points_are_rounded_once_from_untouched_params(chunk_size):
     Walking from one side to the other, theta + mu v - 2 mu v, would not end there.
     """
     mu, dtype = 0.013, jnp.bfloat16
-    theta = jnp.linspace(-3, 3, 64).astype(dtype)
+    theta = jnp.linspace(-0.5, 0.5, 64).astype(dtype)  # spacing 2^-9 to 2^-15
     # The objective reads one entry; vmap reads all.
     one = lambda i: zojax.evaluate(
         lambda p: p[i],
@@ -725,10 +725,14 @@ def temporary_bytes(sampler, num_directions, chunk_size):
 
 @pytest.mark.parametrize("sampler", [GAUSSIAN, RADEMACHER])
 def test_memory_does_not_grow_with_the_number_of_directions(sampler):
-    """Trap 26: with chunk_size=1, K = 4 and K = 32 need the same."""
+    """Trap 26: with chunk_size=1, K = 4 and K = 32 need the same.
+
+    Signs leave it at one perturbed copy; drawing normals takes XLA some more.
+    """
     few, many = (temporary_bytes(sampler, k, 1) for k in (4, 32))
     assert many <= 1.1 * few
-    assert many < 8 * 4 * NUM_PARAMETERS
+    copies = 2 if sampler is RADEMACHER else 8
+    assert many < copies * 4 * NUM_PARAMETERS
 
 
 @pytest.mark.parametrize("num_directions", [4, 32])
@@ -758,7 +762,7 @@ def test_number_of_calls(num_directions, signs, chunk_size, jitted):
 
     def simulate(x):
         calls.append(tuple(np.asarray(x).tolist()))
-        return np.float32(np.sum(x))
+        return np.float32(sum(calls[-1]))
 
     def objective(x):
         return jax.pure_callback(
@@ -772,23 +776,23 @@ def test_number_of_calls(num_directions, signs, chunk_size, jitted):
         return zojax.estimate(
             objective,
             x,
-            GAUSSIAN,
+            RADEMACHER,
             key,
             num_directions,
-            0.1,
+            0.25,
             lambda y: y[:, 0],
             signs=signs,
             chunk_size=chunk_size,
         )
 
-    x = jnp.arange(3.0)
+    x = jnp.arange(64.0)  # 2^64 sign vectors: no two directions are equal
     result = (jax.jit(estimate) if jitted else estimate)(x, KEY)
     values = np.asarray(jax.block_until_ready(result).values)
     assert len(calls) == num_directions * len(signs)
     assert len(set(calls)) == len(calls)
     # Each call is where it belongs, whatever the order they came in.
     assert sorted(values.ravel().tolist()) == sorted(
-        float(np.float32(np.sum(np.float32(point)))) for point in calls
+        float(np.float32(sum(point))) for point in calls
     )
 
 
@@ -802,16 +806,11 @@ def test_number_of_calls_of_evaluate(chunk_size):
         count = lambda x: (calls.append(1), np.float32(0))[1]
         return jax.pure_callback(count, shape, x, vmap_method="sequential")
 
-    values, _ = zojax.evaluate(
-        objective,
-        jnp.ones(3),
-        RADEMACHER,
-        KEY,
-        5,
-        0.1,
-        signs=SIDES,
-        chunk_size=chunk_size,
-    )
-    jax.block_until_ready(values)
-    zojax.combine(values[:, 0], jnp.ones(3), RADEMACHER, KEY, 5, chunk_size=chunk_size)
+    @jax.jit
+    def ask(x, key):
+        draws, chunks = (x, RADEMACHER, key, 5), {"chunk_size": chunk_size}
+        values, _ = zojax.evaluate(objective, *draws, 0.1, signs=SIDES, **chunks)
+        return zojax.combine(values[:, 0], *draws, **chunks)
+
+    jax.block_until_ready(ask(jnp.ones(6), KEY))
     assert len(calls) == 10

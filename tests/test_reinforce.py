@@ -119,9 +119,8 @@ def test_estimate_equals_the_policy_gradient(baseline, search, chunk_size):
             expected = policy_gradient(baseline, quadratic, flat(p), mu, u)
             g, state = update(state, p)
             assert jax.tree.structure(g) == jax.tree.structure(p)
-            # The norms on the sphere are those of float32 noise.
-            rtol = 1e-9 if search == "gaussian" else 1e-6
-            np.testing.assert_allclose(flat(g), expected, rtol=rtol, atol=rtol)
+            # Two programs may round the float32 noise apart in its last bit.
+            np.testing.assert_allclose(flat(g), expected, rtol=1e-6, atol=1e-6)
             p = jax.tree.map(lambda p, g: p - 0.02 * g, p, g)
 
 

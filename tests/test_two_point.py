@@ -118,7 +118,8 @@ def test_estimate_equals_the_formula_over_moving_steps(difference, chunk_size):
                 g, state = update(state, p, curvature)
                 assert jax.tree.structure(g) == jax.tree.structure(params)
                 assert g["a"].shape == (2, 3)
-                np.testing.assert_allclose(flat(g), expected, rtol=1e-10, atol=1e-10)
+                # Two programs may round the float32 noise apart in its last bit.
+                np.testing.assert_allclose(flat(g), expected, rtol=1e-6, atol=1e-6)
                 p = jax.tree.map(lambda p, g: p - 0.05 * g, p, g)
 
 
@@ -516,7 +517,7 @@ def test_mezo_is_the_hand_written_step():
             theta = theta - lr * projected_grad * z
             updates, state = update(state, x)
             x = optax.apply_updates(x, updates)
-            np.testing.assert_allclose(x, theta, rtol=1e-10)
+            np.testing.assert_allclose(x, theta, rtol=1e-6)
 
 
 @pytest.mark.parametrize("num", [1, 3])

@@ -139,30 +139,44 @@ def normalize(guide: PyTree, like: PyTree) -> tuple[PyTree, jax.Array]:
     return scale(bounded, reciprocal(norm)), usable
 
 
+def decayed(average: PyTree, new: PyTree, decay: jax.Array) -> PyTree:
+    """decay * average + (1 - decay) * new; an entry that would overflow stays."""
+
+    def leaf(a, g):
+        moved = (decay * a + (1 - decay) * g).astype(a.dtype)
+        return jnp.where(jnp.isfinite(moved), moved, a)
+
+    return jax.tree.map(leaf, average, new)
+
+
 # -- checks of static arguments --------------------------------------------------------
 
 
 def check_number(
-    name: str, value: Any, low: float, high: float = np.inf, *, low_ok: bool = False
+    name: str,
+    value: Any,
+    low: float,
+    high: float = np.inf,
+    *,
+    low_ok: bool = False,
+    schedule: bool = True,
 ) -> None:
     """Raises unless low < value < high (low <= value with ``low_ok``).
 
     Schedules and traced values are not known here and pass.
     """
-    if callable(value) or isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.core.Tracer) or (schedule and callable(value)):
         return
     accepted = f"a number {'>=' if low_ok else '>'} {low:g}"
     accepted += f" and < {high:g}" if high < np.inf else ""
-    message = f"{name} must be {accepted}, or a schedule, got {value!r}"
-    if isinstance(value, bool) or np.ndim(value) != 0:
-        raise ValueError(message)
-    try:
+    accepted += ", or a schedule" if schedule else ""
+    kinds = (int, float, np.number, np.ndarray, jax.Array)
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    if is_number and np.ndim(value) == 0:
         number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(message) from None
-    above = number >= low if low_ok else number > low
-    if not (above and number < high):
-        raise ValueError(message)
+        if (number >= low if low_ok else number > low) and number < high:
+            return
+    raise ValueError(f"{name} must be {accepted}, got {value!r}")
 
 
 def check_int(name: str, value: Any, minimum: int, why: str = "") -> None:

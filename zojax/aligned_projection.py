@@ -161,16 +161,13 @@ def aligned_projection(
             chunk_size=chunk_size,
             has_aux=has_aux,
         )
-        beta = _base.number_at(decay, state.count)
         aux = result.aux if base_aux is None else base_aux
         return queries.as_gradient(result.sums, params), AlignedProjectionState(
             key=state.key,
             count=optax.safe_increment(state.count),
             log=_base.update_log(state.log, result.values, base, aux),
-            guide=jax.tree.map(
-                lambda a, g: (beta * a + (1 - beta) * g).astype(a.dtype),
-                state.guide,
-                result.sums,
+            guide=_base.decayed(
+                state.guide, result.sums, _base.number_at(decay, state.count)
             ),
         )
 

@@ -110,7 +110,7 @@ def dap(
     _base.check_option("combine", combine, COMBINATIONS)
     _base.check_option("difference", difference, DIFFERENCES)
     _base.check_number("decay", decay, 0.0, 1.0, low_ok=True)
-    _base.check_number("split", split, 0.0, 1.0)
+    _base.check_number("split", split, 0.0, 1.0, schedule=False)
     _base.check_int("num_directions", num_directions, 1)
     num_rough = round(split * num_directions) if guide == "rough" else 0
     num_aligned = num_directions - num_rough
@@ -188,11 +188,8 @@ def dap(
                 estimate = _pool(rough, result)
         new_guide = state.guide
         if guide == "average":
-            beta = _base.number_at(decay, state.count)
-            new_guide = jax.tree.map(
-                lambda a, g: (beta * a + (1 - beta) * g).astype(a.dtype),
-                state.guide,
-                estimate,
+            new_guide = _base.decayed(
+                state.guide, estimate, _base.number_at(decay, state.count)
             )
         return queries.as_gradient(estimate, params), DapState(
             key=state.key,

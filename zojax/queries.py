@@ -60,7 +60,7 @@ def _map(
     """Maps over a leading axis, ``chunk_size`` at a time (None: all at once)."""
     if size == 1:
         only = function(jax.tree.map(lambda x: x[0], xs))
-        return jax.tree.map(lambda leaf: leaf[None], only)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], only)
     if chunk_size is None or chunk_size >= size:
         return jax.vmap(function)(xs)
     return jax.lax.map(function, xs, batch_size=chunk_size if chunk_size > 1 else None)
@@ -144,6 +144,10 @@ def base_value(
     """(f(params), aux): the value that the caller passed, else a query."""
     if value is None:
         return evaluate_at(value_fn, params, has_aux=has_aux)
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"value must be the scalar f(params), got shape {jnp.shape(value)}"
+        )
     return jnp.asarray(value, value_dtype()), None
 
 

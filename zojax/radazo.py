@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from numbers import Real
 from typing import NamedTuple
 
 import jax
@@ -18,9 +20,13 @@ class ScaleByRadazoState(NamedTuple):
     s: optax.Updates  # like params
 
 
-def _check_rate(name: str, value: float) -> None:
-    if not isinstance(value, jax.Array) and not 0 <= value < 1:
-        raise ValueError(f"{name} must be a number >= 0 and < 1, got {value!r}")
+def _check(name: str, value: float, accepted: str, fits: Callable) -> None:
+    """Raises unless the number fits; a traced or injected number is not known here."""
+    if isinstance(value, jax.Array):
+        return
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_number and fits(value)):
+        raise ValueError(f"{name} must be a number {accepted}, got {value!r}")
 
 
 def scale_by_radazo(
@@ -57,10 +63,9 @@ def scale_by_radazo(
 
     Source: R-AdaZO, arXiv 2502.01014; used in arXiv 2506.14460, Section 5.
     """
-    _check_rate("b1", b1)
-    _check_rate("b2", b2)
-    if not isinstance(eps, jax.Array) and not eps > 0:
-        raise ValueError(f"eps must be a number > 0, got {eps!r}")
+    _check("b1", b1, ">= 0 and < 1", lambda b: 0 <= b < 1)
+    _check("b2", b2, ">= 0 and < 1", lambda b: 0 <= b < 1)
+    _check("eps", eps, "> 0", lambda e: e > 0)
 
     def zeros(p):
         return jnp.zeros(
@@ -74,7 +79,9 @@ def scale_by_radazo(
 
     def update_fn(updates, state, params=None):
         del params
-        m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.m, updates)
+        m = jax.tree.map(
+            lambda m, g: b1 * m + (1 - b1) * g.astype(m.dtype), state.m, updates
+        )
         s = jax.tree.map(lambda s, m: b2 * s + (1 - b2) * m**2, state.s, m)
         scaled = jax.tree.map(
             lambda m, s, g: (m / (jnp.sqrt(s) + eps)).astype(g.dtype), m, s, updates

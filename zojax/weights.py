@@ -31,8 +31,7 @@ def _mean_of(differences: jax.Array, smoothing: jax.Array) -> jax.Array:
     """differences / (number of finite ones * smoothing), 0 where not finite."""
     finite = jnp.isfinite(differences)
     count = jnp.maximum(finite.sum(), 1).astype(differences.dtype)
-    weights = jnp.where(finite, differences, 0) / (count * smoothing)
-    return jnp.where(jnp.isfinite(weights), weights, 0)
+    return _masked(jnp.where(finite, differences, 0) / (count * smoothing))
 
 
 def _anchored(values: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -40,8 +39,19 @@ def _anchored(values: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     flat = values.reshape(-1)
     finite = jnp.isfinite(flat)
     anchor = jnp.where(finite.any(), flat[jnp.argmax(finite)], 0).astype(flat.dtype)
+    # A value too far from the anchor to be told in this dtype is left out as well.
+    finite &= jnp.isfinite(flat - anchor)
     z = jnp.where(finite, flat - anchor, 0)
     return z.reshape(values.shape), finite.reshape(values.shape), anchor
+
+
+def _mean(z: jax.Array, finite: jax.Array) -> jax.Array:
+    """Mean of the finite entries; dividing first, the sum cannot overflow."""
+    return jnp.sum(z / jnp.maximum(finite.sum(), 1).astype(z.dtype))
+
+
+def _masked(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(x), x, 0)
 
 
 def forward(values: jax.Array, base: jax.Array, smoothing: jax.Array) -> jax.Array:
@@ -110,7 +120,7 @@ def mean_baseline(values: jax.Array, smoothing: jax.Array) -> jax.Array:
     Source: arXiv 2506.14460, Section 4.1 (averaged baseline, this step alone).
     """
     z, finite, _ = _anchored(values)
-    mean = z.sum() / jnp.maximum(finite.sum(), 1)
+    mean = _mean(z, finite)
     return _mean_of(jnp.where(finite, z - mean, jnp.nan), smoothing)
 
 
@@ -136,7 +146,7 @@ def leave_one_out(values: jax.Array, smoothing: jax.Array) -> jax.Array:
     """
     count = jnp.isfinite(values).sum()
     scale = count / jnp.maximum(count - 1, 1)
-    return mean_baseline(values, smoothing) * scale.astype(values.dtype)
+    return _masked(mean_baseline(values, smoothing) * scale.astype(values.dtype))
 
 
 def optimal_baseline(
@@ -211,7 +221,7 @@ def projection(slopes: jax.Array, cosines: jax.Array, dimension: int) -> jax.Arr
     rho = (slopes[0] - jnp.sum(e * slopes)) / jnp.where(outside, residual, 1)
     rho = jnp.where(outside & jnp.isfinite(rho), rho, 0)
     weights = (slopes - rho * e).at[0].set(rho) / dimension
-    return jnp.where(jnp.isfinite(weights), weights, 0)
+    return _masked(weights)
 
 
 # -- the history of ZoAR ---------------------------------------------------------------
@@ -255,11 +265,11 @@ def record(values: jax.Array, signs: jax.Array, smoothing: jax.Array) -> Record:
     """
     z, finite, anchor = _anchored(values)
     count = finite.sum(dtype=jnp.int32)
-    mean = z.sum() / jnp.maximum(count, 1)
+    mean = _mean(z, finite)
     centred = jnp.sum(jnp.where(finite, z - mean, 0) * signs, axis=-1)
     plain = jnp.sum(finite * signs, axis=-1)
     rows = jnp.stack([centred, plain]) / smoothing
-    return Record(jnp.where(jnp.isfinite(rows), rows, 0), anchor, mean, count)
+    return Record(_masked(rows), anchor, mean, count)
 
 
 def history(
@@ -296,7 +306,7 @@ def history(
     reference = anchors[jnp.argmax(present)]
     level = jnp.where(present, (anchors - reference) + means, 0)
     total = shares.sum()
-    baseline = jnp.sum(shares * level) / jnp.maximum(total, 1)
+    baseline = jnp.sum(shares / jnp.maximum(total, 1) * level)
     offset = jnp.where(present, level - baseline, 0)
     divisor = jnp.maximum(total - 1 if leave_one_out else total, 1)
-    return jnp.stack([present.astype(means.dtype), offset], axis=-1) / divisor
+    return _masked(jnp.stack([present.astype(means.dtype), offset], axis=-1) / divisor)

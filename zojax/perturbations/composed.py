@@ -63,8 +63,8 @@ def aligned(
         x = base(key, k, num_directions, params)
         unit, usable = normalize(guide, x)
         sign_key = jax.random.fold_in(purpose_key(key, "aligned"), k)
-        xi = fair_signs(sign_key, ())
         along = tree_dot(x, unit)
+        xi = fair_signs(sign_key, ()).astype(along.dtype)
 
         def combine(x_scale, unit_scale):
             def leaf(x, a):
@@ -81,7 +81,7 @@ def aligned(
             lambda x, a: x.astype(a.dtype) - along.astype(a.dtype) * a, x, unit
         )
         norm = jnp.sqrt(tree_dot(projected, projected))
-        length = jnp.sqrt(jnp.where(usable, max(d - 1, 0), d))
+        length = jnp.sqrt(jnp.where(usable, max(d - 1, 0), d).astype(along.dtype))
         stretch = xi * length * reciprocal(norm)
         return combine(stretch, xi - stretch * along)
 

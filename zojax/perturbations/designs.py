@@ -29,7 +29,9 @@ def orthogonal() -> Sampler:
     of d) under fresh random signs of the columns, taken without replacement at equal
     strides from a random start. In the block of size b that row r falls into,
 
-        v_ri = sqrt(d / b) (-1)^popcount(r & i) s_i,    0 in the other blocks.
+        v_ri = xi_r sqrt(d / b) (-1)^popcount(r & i) s_i,    0 in the other blocks,
+
+    xi_r a fair sign of the row, so that a baseline from other rows is unbiased.
 
     Rows need no storage: each is O(d) work from (key, k). More directions than
     dimensions come in blocks of d rows, each block with signs of its own.
@@ -52,6 +54,7 @@ def orthogonal() -> Sampler:
         d = num_entries(params)
         if d == 0:
             return params
+        index = k
         if num_directions <= d:
             block, stride = 0, d // num_directions
         else:
@@ -72,10 +75,13 @@ def orthogonal() -> Sampler:
         low, size = jnp.asarray(starts, jnp.uint32)[which], jnp.asarray(sizes)[which]
         size = size.astype(jnp.uint32)
 
+        sign_key = jax.random.fold_in(purpose_key(key, "orthogonal sign"), index)
+        xi = fair_signs(sign_key, ())
+
         def entry(i, dtype):
             wide = wide_dtype(dtype)
             inside = (i >= low) & (i - low < size)
-            height = jnp.sqrt(d / size.astype(wide))
+            height = xi.astype(wide) * jnp.sqrt(d / size.astype(wide))
             return jnp.where(
                 inside, height * _parity_sign((row - low) & (i - low), wide), 0
             )

@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from zojax._base import Sampler, reciprocal, scale, tree_dot
+from zojax._base import Sampler, reciprocal, scale, tree_dot, wide_dtype
 from zojax.perturbations._noise import (
     by_index,
     cast_like,
@@ -93,7 +93,9 @@ def rademacher() -> Sampler:
 
 
 def coordinate() -> Sampler:
-    """One coordinate at a time: v = sqrt(d) e_j, j uniform over 0..d-1.
+    """One coordinate at a time: v = +-sqrt(d) e_j, j uniform over 0..d-1.
+
+    The sign is fair, so that E[v] = 0 and a baseline from other rows is unbiased.
 
     Returns:
       A sampler of independent rows with |v|^2 = d; MSE limit |g|^2 (d-1)/K. For
@@ -102,7 +104,7 @@ def coordinate() -> Sampler:
     Example:
       >>> import jax, jax.numpy as jnp, zojax
       >>> v = zojax.perturbations.coordinate()(jax.random.key(0), 0, 1, jnp.ones(4))
-      >>> sorted(v.tolist())
+      >>> sorted(jnp.abs(v).tolist())
       [0.0, 0.0, 0.0, 2.0]
 
     Source: arXiv 2510.19975, Section 2 (random coordinate sampling).
@@ -113,9 +115,12 @@ def coordinate() -> Sampler:
         d = num_entries(params)
         row_key = jax.random.fold_in(purpose_key(key, "coordinate"), k)
         chosen = jax.random.randint(row_key, (), 0, max(d, 1)).astype(jnp.uint32)
-        return by_index(
-            params,
-            lambda i, dtype: jnp.where(i == chosen, math.sqrt(d), 0).astype(dtype),
-        )
+        sign = fair_signs(purpose_key(row_key, "sign"), ())
+
+        def entry(i, dtype):
+            wide = wide_dtype(dtype)
+            return jnp.where(i == chosen, sign.astype(wide) * math.sqrt(d), 0)
+
+        return cast_like(by_index(params, entry), params)
 
     return draw
