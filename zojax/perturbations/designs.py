@@ -54,16 +54,15 @@ def orthogonal() -> Sampler:
         d = num_entries(params)
         if d == 0:
             return params
-        index = k
         if num_directions <= d:
-            block, stride = 0, d // num_directions
+            block, place, stride = 0, k, d // num_directions
         else:
             block = jnp.asarray(k, jnp.int32) // d
             stride = d // jnp.clip(num_directions - block * d, 1, d)
-            k = k - block * d
+            place = k - block * d
         offset_key = jax.random.fold_in(purpose_key(key, "orthogonal"), block)
         offset = jax.random.randint(offset_key, (), 0, d).astype(jnp.uint32)
-        row = (offset + jnp.asarray(k * stride, jnp.uint32)) % d
+        row = (offset + jnp.asarray(place * stride, jnp.uint32)) % d
 
         starts, sizes, start = [], [], 0
         for q in reversed(range(d.bit_length())):
@@ -75,7 +74,7 @@ def orthogonal() -> Sampler:
         low, size = jnp.asarray(starts, jnp.uint32)[which], jnp.asarray(sizes)[which]
         size = size.astype(jnp.uint32)
 
-        sign_key = jax.random.fold_in(purpose_key(key, "orthogonal sign"), index)
+        sign_key = jax.random.fold_in(purpose_key(key, "orthogonal sign"), k)
         xi = fair_signs(sign_key, ())
 
         def entry(i, dtype):
