@@ -12,6 +12,8 @@ from zojax import perturbations
 
 KEY = 3
 ORTHOGONAL = perturbations.orthogonal()
+# Compiling takes longer than running here.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def flat(tree):
@@ -19,7 +21,7 @@ def flat(tree):
     return np.concatenate([np.asarray(x, float).ravel() for x in jax.tree.leaves(tree)])
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(jit, static_argnums=1)
 def _rows(count, num, params):
     step_key = jax.random.fold_in(jax.random.key(KEY), count)
     draw = lambda k: ORTHOGONAL(step_key, k, num, params)
@@ -67,7 +69,7 @@ def test_estimate_is_the_projection_on_guide_and_fresh_rows(kwargs):
         opt = zojax.aligned_projection(0.1, num, key=KEY, decay=decay, **kwargs)
         p = zeros()
         state, a = opt.init(p), np.zeros(D)
-        update = jax.jit(lambda s: opt.update(None, s, p, value_fn=linear))
+        update = jit(lambda s: opt.update(None, s, p, value_fn=linear))
         for count in range(4):
             v = rows(count, num, p)
             if count > 0:
@@ -89,7 +91,7 @@ def test_as_many_directions_as_entries_give_the_gradient():
     with jax.enable_x64(True):
         opt = zojax.aligned_projection(0.1, 4, key=KEY)
         state = opt.init(p)
-        update = jax.jit(lambda s: opt.update(None, s, p, value_fn=f))
+        update = jit(lambda s: opt.update(None, s, p, value_fn=f))
         g, _ = update(state)
         np.testing.assert_allclose(flat(g), slope, rtol=1e-6)
         guide = {"a": jnp.array([0.3, 1.0, -0.2]), "b": jnp.array([0.9])}
@@ -107,7 +109,7 @@ def with_guide():
     opt = zojax.aligned_projection(0.1, 4, key=KEY)
     state = opt.init(x)
 
-    @jax.jit
+    @jit
     def estimate(guide):
         return opt.update(None, state._replace(guide=guide), x, value_fn=f)[0]
 
@@ -163,7 +165,7 @@ def test_squared_cosine_of_the_estimate():
     x = jnp.zeros(d)
     opt = zojax.aligned_projection(0.5, num, key=KEY)
 
-    @jax.jit
+    @jit
     def estimates(guide):
         state = opt.init(x)._replace(guide=guide)
         one = lambda n: opt.update(None, state._replace(count=n), x, value_fn=f)[0]
@@ -247,7 +249,7 @@ def test_number_of_calls(kwargs, value, expected):
 
     opt = zojax.aligned_projection(0.1, 4, key=KEY, **kwargs)
     x = jnp.arange(8.0)
-    update = jax.jit(lambda s: opt.update(None, s, x, value_fn=value_fn, value=value))
+    update = jit(lambda s: opt.update(None, s, x, value_fn=value_fn, value=value))
     state = opt.init(x)
     for count in (1, 2):
         _, state = jax.block_until_ready(update(state))
@@ -261,7 +263,7 @@ def test_aux_is_from_params_or_else_from_the_first_perturbed_point():
     x = jnp.arange(4.0)
     f = lambda x: (jnp.sum(x**2), x)
     opt = zojax.aligned_projection(0.1, 2, key=KEY, has_aux=True, aux_like=x)
-    update = jax.jit(lambda s, **kw: opt.update(None, s, x, value_fn=f, **kw)[1])
+    update = jit(lambda s, **kw: opt.update(None, s, x, value_fn=f, **kw)[1])
     assert update(opt.init(x)).log.aux.tolist() == [0.0, 1.0, 2.0, 3.0]
     first = np.arange(4.0) + 0.1 * rows(0, 2, x)[0]
     aux = update(opt.init(x), value=5.0).log.aux
@@ -288,7 +290,7 @@ def test_bad_values_are_left_out():
 
     opt = zojax.aligned_projection(0.1, num, key=KEY)
 
-    @jax.jit
+    @jit
     def update(state, limit, entry):
         return opt.update(None, state, x, value_fn=f, limit=limit, entry=entry)
 
@@ -325,7 +327,7 @@ def test_huge_finite_values_leave_the_guide_finite():
 
     huge = jnp.geomspace(1e34, 3e38, 200)
     scales = jax.vmap(lambda b: jnp.array([1.0, b, b, b, 1.0]))(huge)
-    run = jax.jit(jax.vmap(lambda s: jax.lax.scan(step, opt.init(x), s)[1]))
+    run = jit(jax.vmap(lambda s: jax.lax.scan(step, opt.init(x), s)[1]))
     g, guides = run(scales)
     assert np.isfinite(g).all()
     assert np.isfinite(guides).all()
@@ -334,7 +336,7 @@ def test_huge_finite_values_leave_the_guide_finite():
 def test_constant_loss_gives_exactly_zero():
     x = jnp.ones(4)
     opt = zojax.aligned_projection(0.1, 3, key=KEY)
-    update = jax.jit(lambda s: opt.update(None, s, x, value_fn=lambda _: 1e6 + 0.1))
+    update = jit(lambda s: opt.update(None, s, x, value_fn=lambda _: 1e6 + 0.1))
     state = opt.init(x)
     for _ in range(2):
         g, state = update(state)
@@ -353,7 +355,7 @@ def test_mask():
     opt = zojax.aligned_projection(0.1, num, key=KEY, mask=mask)
     state = opt.init(p)
     assert state.guide["b"] is None
-    update = jax.jit(lambda s: opt.update(None, s, p, value_fn=f))
+    update = jit(lambda s: opt.update(None, s, p, value_fn=f))
     a = None
     for count in range(2):
         v = rows(count, num, {"a": p["a"], "b": None})
@@ -369,7 +371,7 @@ def test_bfloat16_params_keep_a_float32_guide():
     x = jnp.zeros(8, jnp.bfloat16)
     f = lambda z: jnp.dot(jnp.asarray(SLOPE, jnp.float32), z.astype(jnp.float32))
     opt = zojax.aligned_projection(0.125, 3, key=KEY)
-    g, state = jax.jit(lambda s: opt.update(None, s, x, value_fn=f))(opt.init(x))
+    g, state = jit(lambda s: opt.update(None, s, x, value_fn=f))(opt.init(x))
     assert g.dtype == jnp.bfloat16
     assert state.guide.dtype == jnp.float32
     expected = projection(rows(0, 3, x), SLOPE)

@@ -15,6 +15,8 @@ KEY = 5
 GAUSSIAN = perturbations.gaussian()
 RADEMACHER = perturbations.rademacher()
 SPHERE = perturbations.sphere()
+# Compiling takes longer than running here.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def flat(tree):
@@ -22,7 +24,7 @@ def flat(tree):
     return np.concatenate([np.asarray(x, float).ravel() for x in jax.tree.leaves(tree)])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(jit, static_argnums=(0, 3))
 def _rows(sampler, count, stage, num, params):
     step_key = jax.random.fold_in(jax.random.key(KEY), count)
     stage_key = jax.random.fold_in(step_key, stage)
@@ -121,7 +123,7 @@ def test_two_stages_equal_algorithm_2(kwargs):
         opt = zojax.dap(smoothing, 6, key=KEY, split=1 / 3, **kwargs)
         p = start()
         state = opt.init(p)
-        update = jax.jit(lambda s, p: opt.update(None, s, p, value_fn=value_fn))
+        update = jit(lambda s, p: opt.update(None, s, p, value_fn=value_fn))
         for count in range(3):
             x, mu = flat(p), smoothing(count)
             v = rows(SPHERE, count, 0, 2, p)
@@ -164,7 +166,7 @@ def test_what_the_objective_is_asked(num, split, num_rough):
         value_fn, points = recorder()
         opt = zojax.dap(mu, num, key=KEY, split=split)
         x = jnp.linspace(-1.0, 1.0, D)
-        update = jax.jit(lambda s: opt.update(None, s, x, value_fn=value_fn))
+        update = jit(lambda s: opt.update(None, s, x, value_fn=value_fn))
         jax.block_until_ready(update(opt.init(x)))
         x = np.asarray(x)
         v = rows(SPHERE, 0, 0, num_rough, jnp.asarray(x))
@@ -189,7 +191,7 @@ def test_guide_updates_equals_algorithm_1(fixed_length):
         p = start()
         a = np.cos(np.arange(2.0, D + 2))
         state = opt.init(p)
-        update = jax.jit(lambda u, s: opt.update(u, s, p, value_fn=value_fn))
+        update = jit(lambda u, s: opt.update(u, s, p, value_fn=value_fn))
         base, xi = rows(GAUSSIAN, 0, 1, num, p), xis(0, num, p)
         x = flat(p)
         for scale in (1.0, -1e-30, 1e30, 0.0, np.nan, np.inf):
@@ -221,7 +223,7 @@ def test_a_rough_estimator_before_dap_in_a_chain():
         )
         p = start()
         state = opt.init(p)
-        update = jax.jit(lambda s, p: opt.update(None, s, p, value_fn=value_fn))
+        update = jit(lambda s, p: opt.update(None, s, p, value_fn=value_fn))
         for count in range(2):
             x = flat(p)
             step_key = jax.random.fold_in(jax.random.key(KEY), count)
@@ -243,7 +245,7 @@ def test_guide_average_is_a_recursion_of_estimates():
         p = start()
         state, a = opt.init(p), np.zeros(D)
         assert flat(state.guide).tolist() == [0.0] * D
-        update = jax.jit(lambda s, p: opt.update(None, s, p, value_fn=value_fn))
+        update = jit(lambda s, p: opt.update(None, s, p, value_fn=value_fn))
         for count in range(3):
             base, xi = rows(GAUSSIAN, count, 1, num, p), xis(count, num, p)
             v = aligned_rows(base, xi, a)
@@ -261,7 +263,7 @@ def test_the_average_guide_of_bfloat16_params_is_float32():
     params = jnp.ones(3, jnp.bfloat16)
     opt = zojax.dap(0.125, 2, key=KEY, guide="average")
     f = lambda x: jnp.sum(x.astype(jnp.float32))
-    update = jax.jit(lambda s: opt.update(None, s, params, value_fn=f))
+    update = jit(lambda s: opt.update(None, s, params, value_fn=f))
     g, state = update(opt.init(params))
     assert g.dtype == jnp.bfloat16
     assert state.guide.dtype == jnp.float32
@@ -300,7 +302,7 @@ def test_unbiased(kwargs):
         at = state._replace(count=count)
         return opt.update(guide, at, x, value_fn=f)[0]
 
-    samples = np.asarray(jax.jit(jax.vmap(one))(jnp.arange(20_000)), float)
+    samples = np.asarray(jit(jax.vmap(one))(jnp.arange(20_000)), float)
     error = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
     gap = np.abs(samples.mean(axis=0) - GRADIENT)
     assert np.all(gap < 5 * error), (gap, error)
@@ -321,7 +323,7 @@ def test_the_exact_gradient_as_a_guide():
         updates = jnp.asarray(GRADIENT, jnp.float32)
         return opt.update(updates, state._replace(count=count), x, value_fn=f)[0]
 
-    samples = np.asarray(jax.jit(jax.vmap(one))(jnp.arange(20_000)), float)
+    samples = np.asarray(jit(jax.vmap(one))(jnp.arange(20_000)), float)
     square = GRADIENT @ GRADIENT
     np.testing.assert_allclose(samples @ GRADIENT, square, rtol=1e-4)
     errors = np.sum((samples - GRADIENT) ** 2, axis=1)
@@ -355,7 +357,7 @@ def test_number_of_calls(kwargs, value, expected):
     def update(state):
         return opt.update(jnp.ones(D), state, x, value_fn=value_fn, value=value)
 
-    _, state = jax.block_until_ready(jax.jit(update)(opt.init(x)))
+    _, state = jax.block_until_ready(jit(update)(opt.init(x)))
     assert len(points) == expected
     at_params = [(point == np.arange(D)).all() for point in points]
     central = kwargs.get("difference") == "central"
@@ -375,7 +377,7 @@ def test_aux_is_from_params_or_else_from_the_first_rough_point():
     x = jnp.arange(3.0)
     f = lambda x: (jnp.sum(x**2), x)
     opt = zojax.dap(0.1, 4, key=KEY, has_aux=True, aux_like=x)
-    update = jax.jit(lambda s, **kw: opt.update(None, s, x, value_fn=f, **kw)[1])
+    update = jit(lambda s, **kw: opt.update(None, s, x, value_fn=f, **kw)[1])
     assert update(opt.init(x)).log.aux.tolist() == [0.0, 1.0, 2.0]
     first = np.arange(3.0) + 0.1 * rows(SPHERE, 0, 0, 2, x)[0]
     aux = update(opt.init(x), value=5.0).log.aux
@@ -400,7 +402,7 @@ def test_bad_values_are_left_out_of_both_stages(combine):
     def g(z):
         return np.nan if z[0] > limit else np.sum(z**2) + z[0]
 
-    update = jax.jit(lambda s, limit: opt.update(None, s, x, value_fn=f, limit=limit))
+    update = jit(lambda s, limit: opt.update(None, s, x, value_fn=f, limit=limit))
     at = np.asarray(x, float)
     rough, n_rough = differences(g, at, mu, v)
     v = aligned_rows(rows(GAUSSIAN, 0, 1, 8, x), xis(0, 8, x), rough)
@@ -433,7 +435,7 @@ def test_bad_values_never_enter_the_average_guide():
         [jnp.array([jnp.nan, jnp.inf]), jnp.geomspace(1e34, 3e38, 200)]
     )
     scales = jax.vmap(lambda b: jnp.array([1.0, b, b, 1.0]))(bad)
-    run = jax.jit(jax.vmap(lambda s: jax.lax.scan(step, opt.init(x), s)[1]))
+    run = jit(jax.vmap(lambda s: jax.lax.scan(step, opt.init(x), s)[1]))
     g, guides = run(scales)
     assert np.isfinite(g).all()
     assert np.isfinite(guides).all()
@@ -451,7 +453,7 @@ def test_constant_loss_gives_exactly_zero():
         {"guide": "average"},
     ):
         opt = zojax.dap(0.1, 4, key=KEY, sampler=RADEMACHER, base=RADEMACHER, **kwargs)
-        update = jax.jit(
+        update = jit(
             lambda s, o=opt: o.update(None, s, x, value_fn=lambda _: 1e6 + 0.1)
         )
         state = opt.init(x)
@@ -483,7 +485,7 @@ def test_frozen_leaves(guide):
     if guide == "average":
         assert state.guide["body"] is None
         state = state._replace(guide={"head": updates["head"], "body": None})
-    update = jax.jit(lambda s: opt.update(updates, s, params, value_fn=f))
+    update = jit(lambda s: opt.update(updates, s, params, value_fn=f))
     g, state = update(state)
     assert g["body"].tolist() == [0.0] * 4
     x, h = np.array([0.5, -1.0, 2.0]), lambda z: 8 * np.sum(z**2)

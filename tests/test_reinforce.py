@@ -15,6 +15,8 @@ KEY = 13
 BASELINES = ("value", "mean", "leave_one_out", "optimal")
 GAUSSIAN = perturbations.gaussian()
 SPHERE = perturbations.sphere()
+# Compiling takes longer than running here.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def unit_sphere(key, k, num_directions, params):
@@ -29,7 +31,7 @@ def flat(tree):
     return np.concatenate([np.asarray(x, float).ravel() for x in jax.tree.leaves(tree)])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
+@functools.partial(jit, static_argnums=(0, 2))
 def _rows(sampler, count, num, params):
     step_key = jax.random.fold_in(jax.random.key(KEY), count)
     draw = lambda k: sampler(step_key, k, num, params)
@@ -67,7 +69,7 @@ def estimates_at(opt, params, value_fn, num_steps):
         at = state._replace(count=count)
         return opt.update(None, at, params, value_fn=value_fn)[0]
 
-    return np.asarray(jax.jit(jax.vmap(one))(jnp.arange(num_steps)), float)
+    return np.asarray(jit(jax.vmap(one))(jnp.arange(num_steps)), float)
 
 
 # -- the formulas ----------------------------------------------------------------------
@@ -113,7 +115,7 @@ def test_estimate_equals_the_policy_gradient(baseline, search, chunk_size):
         )
         p = {"a": jnp.linspace(-1.0, 1.0, 4).reshape(2, 2), "b": jnp.ones(3)}
         state = opt.init(p)
-        update = jax.jit(lambda s, p: opt.update(None, s, p, value_fn=value_fn))
+        update = jit(lambda s, p: opt.update(None, s, p, value_fn=value_fn))
         for count in range(2):
             u, mu = rows(sampler, count, num, p), smoothing(count)
             expected = policy_gradient(baseline, quadratic, flat(p), mu, u)
@@ -142,7 +144,7 @@ def test_value_baseline_is_the_forward_difference():
             x = x - 0.01 * g
             return (x, state), x
 
-        return jax.jit(lambda x: jax.lax.scan(step, (x, opt.init(x)), length=200)[1])(x)
+        return jit(lambda x: jax.lax.scan(step, (x, opt.init(x)), length=200)[1])(x)
 
     paths = [np.asarray(walk(opt), float) for opt in (reinforce, forward)]
     assert f(paths[0][-1]) < 0.1 * f(x)
@@ -203,7 +205,7 @@ def test_unit_sphere_search_has_importance_weight_d():
     with jax.enable_x64(True):
         p = {"a": jnp.linspace(-1.0, 1.0, 4).reshape(2, 2), "b": jnp.ones(3)}
         opt = zojax.reinforce(mu, num, key=KEY, search="sphere", sampler=unit_sphere)
-        g, _ = jax.jit(lambda s: opt.update(None, s, p, value_fn=value_fn))(opt.init(p))
+        g, _ = jit(lambda s: opt.update(None, s, p, value_fn=value_fn))(opt.init(p))
         u, x = rows(unit_sphere, 0, num, p), flat(p)
     np.testing.assert_allclose(np.sum(u**2, axis=1), 1.0, rtol=1e-6)
     textbook = sum((quadratic(x + mu * row) - quadratic(x)) * row for row in u)
@@ -262,7 +264,7 @@ def test_bad_values_offsets_constants_and_the_log(baseline):
     rounded = lambda z: np.round(16 * np.sum(np.asarray(z, np.float32) ** 2)) / 16
     opt = zojax.reinforce(mu, num, key=KEY, baseline=baseline)
 
-    @jax.jit
+    @jit
     def update(state, limit, offset, scale=1.0):
         kwargs = {"limit": limit, "offset": offset, "scale": scale}
         return opt.update(None, state, x, value_fn=f, **kwargs)
@@ -321,7 +323,7 @@ def test_number_of_calls(kwargs, value, expected):
 
     opt = zojax.reinforce(0.1, 4, key=KEY, **kwargs)
     x = jnp.arange(3.0)
-    update = jax.jit(lambda s: opt.update(None, s, x, value_fn=external, value=value))
+    update = jit(lambda s: opt.update(None, s, x, value_fn=external, value=value))
     jax.block_until_ready(update(opt.init(x)))
     assert len(points) == expected
     at_params = sum((point == np.arange(3.0)).all() for point in points)
@@ -339,7 +341,7 @@ def test_aux_is_from_params_or_else_from_the_first_sample():
         ("mean", None, first),
     ):
         opt = zojax.reinforce(0.1, 2, baseline=baseline, **kwargs)
-        update = jax.jit(
+        update = jit(
             lambda s, o=opt, v=value: o.update(None, s, x, value_fn=f, value=v)[1]
         )
         aux = update(opt.init(x)).log.aux
@@ -353,7 +355,7 @@ def test_bfloat16_params():
     slope = np.array([1.0, -2.0, 0.5])
     f = lambda z: jnp.dot(jnp.asarray(slope, jnp.float32), z.astype(jnp.float32))
     opt = zojax.reinforce(mu, num, key=KEY)
-    g = jax.jit(lambda s: opt.update(None, s, params, value_fn=f)[0])(opt.init(params))
+    g = jit(lambda s: opt.update(None, s, params, value_fn=f)[0])(opt.init(params))
     u = rows(GAUSSIAN, 0, num, params)
     assert g.dtype == jnp.bfloat16
     expected = (u @ slope) @ u / num  # around 0, mu u is exact in bfloat16
@@ -369,7 +371,7 @@ def test_frozen_leaves_do_not_count_in_d(search):
     opt = zojax.reinforce(0.1, 3, key=KEY, search=search, sampler=sampler)
     params = {"head": jnp.array([0.5, -1.0, 2.0]), "body": jnp.full(40, 2.0)}
     f = lambda p: jnp.sum(p["head"] ** 2) * p["body"][0]
-    g = jax.jit(lambda s: opt.update(None, s, params, value_fn=f)[0])(opt.init(params))
+    g = jit(lambda s: opt.update(None, s, params, value_fn=f)[0])(opt.init(params))
     assert not g["body"].any()
     u = rows(base, 0, 3, {"head": params["head"], "body": None})
     h = lambda z: 2 * np.sum(z**2)

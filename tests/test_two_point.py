@@ -15,6 +15,8 @@ DIFFERENCES = ("forward", "central", "mean", "leave_one_out")
 KEY = 7
 GAUSSIAN = perturbations.gaussian()
 RADEMACHER = perturbations.rademacher()
+# Compiling takes longer than running here.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def flat(tree):
@@ -22,7 +24,7 @@ def flat(tree):
     return np.concatenate([np.asarray(x, float).ravel() for x in jax.tree.leaves(tree)])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
+@functools.partial(jit, static_argnums=(0, 2))
 def _rows(sampler, count, num_directions, params):
     step_key = jax.random.fold_in(jax.random.key(KEY), count)
     draw = lambda k: sampler(step_key, k, num_directions, params)
@@ -45,7 +47,7 @@ def estimates_at(opt, params, value_fn, num_steps, **kwargs):
         at = state._replace(count=count)
         return opt.update(None, at, params, value_fn=value_fn, **kwargs)[0]
 
-    return np.asarray(jax.jit(jax.vmap(one))(jnp.arange(num_steps)), float)
+    return np.asarray(jit(jax.vmap(one))(jnp.arange(num_steps)), float)
 
 
 def assert_mean(samples, expected, standard_errors=5.0):
@@ -104,7 +106,7 @@ def test_estimate_equals_the_formula_over_moving_steps(difference, chunk_size):
                 x, jnp.asarray(HESSIAN) @ x
             )
 
-        update = jax.jit(
+        update = jit(
             lambda state, p, c: opt.update(
                 None, state, p, value_fn=value_fn, curvature=c
             )
@@ -133,7 +135,7 @@ def test_smoothing_schedule_takes_the_step_count():
         difference="central",
     )
     x, f = jnp.zeros(1), lambda x: x[0] ** 3
-    update = jax.jit(lambda s: opt.update(None, s, x, value_fn=f))
+    update = jit(lambda s: opt.update(None, s, x, value_fn=f))
     state, seen = opt.init(x), []
     for _ in range(3):
         g, state = update(state)
@@ -220,7 +222,7 @@ def test_sgd_descends(difference):
         return (optax.apply_updates(x, updates), state), None
 
     x = jnp.full(4, 3.0)
-    run = jax.jit(lambda x: jax.lax.scan(step, (x, opt.init(x)), length=150)[0][0])
+    run = jit(lambda x: jax.lax.scan(step, (x, opt.init(x)), length=150)[0][0])
     assert f(run(x)) < 1e-2 * f(x)
 
 
@@ -255,7 +257,7 @@ def test_number_of_calls_of_an_external_simulator(
 
     opt = zojax.two_point(0.1, 4, key=KEY, difference=difference, chunk_size=chunk_size)
     x = jnp.arange(3.0)
-    update = jax.jit(lambda s: opt.update(None, s, x, value_fn=value_fn, value=value))
+    update = jit(lambda s: opt.update(None, s, x, value_fn=value_fn, value=value))
     g, state = jax.block_until_ready(update(opt.init(x)))
     assert len(points) == expected
     v = directions(GAUSSIAN, 0, 4, x)
@@ -294,7 +296,7 @@ def test_aux_is_from_the_stated_evaluation(difference, value, at_params):
     state = opt.init(x)
     assert state.log.aux["at"].tolist() == [0.0, 0.0, 0.0]
     v = directions(GAUSSIAN, 0, 2, x)
-    update = jax.jit(lambda s: opt.update(None, s, x, value_fn=with_aux, value=value))
+    update = jit(lambda s: opt.update(None, s, x, value_fn=with_aux, value=value))
     state = update(state)[1]
     expected = np.arange(3.0) + (0.0 if at_params else 0.1 * v[0])
     np.testing.assert_allclose(state.log.aux["at"], expected, rtol=1e-6, atol=1e-7)
@@ -303,7 +305,7 @@ def test_aux_is_from_the_stated_evaluation(difference, value, at_params):
 def test_aux_is_dropped_without_aux_like_and_checked_with_it():
     x = jnp.arange(3.0)
     opt = zojax.two_point(0.1, 2, key=KEY, has_aux=True)
-    g, state = jax.jit(lambda s: opt.update(None, s, x, value_fn=with_aux))(opt.init(x))
+    g, state = jit(lambda s: opt.update(None, s, x, value_fn=with_aux))(opt.init(x))
     assert state.log.aux is None
     v = directions(GAUSSIAN, 0, 2, x)
     f = lambda z: np.sum(z**2)
@@ -339,7 +341,7 @@ def driven(difference):
     opt = zojax.two_point(MU, NUM, key=KEY, difference=difference)
     x = jnp.asarray(X, jnp.float32)
 
-    @jax.jit
+    @jit
     def update(state, kwargs):
         return opt.update(None, state, x, value_fn=value_fn, **kwargs)
 
@@ -417,7 +419,7 @@ def test_bad_base_value_gives_zero_and_is_counted():
     opt = zojax.two_point(0.5, 3, key=KEY)
     x = jnp.ones(2)
     f = lambda z: jnp.sum(z**2)
-    update = jax.jit(lambda s, value: opt.update(None, s, x, value_fn=f, value=value))
+    update = jit(lambda s, value: opt.update(None, s, x, value_fn=f, value=value))
     for value in (np.nan, np.inf):
         g, state = update(opt.init(x), value)
         assert g.tolist() == [0.0, 0.0]
@@ -437,7 +439,7 @@ def test_huge_finite_values_leave_the_estimate_finite():
         return opt.update(None, at, x, value_fn=f, scale=scale)[0]
 
     counts, scales = jnp.arange(2000), jnp.geomspace(1e36, 3e38, 2000)
-    assert np.isfinite(jax.jit(jax.vmap(one))(counts, scales)).all()
+    assert np.isfinite(jit(jax.vmap(one))(counts, scales)).all()
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES)
@@ -469,13 +471,11 @@ def test_bfloat16_loss_is_upcast_before_differencing(difference):
         rounded_loss = jax.lax.reduce_precision(2.0 + jnp.sum(z**3), 8, 7)
         return rounded_loss.astype(jnp.bfloat16)
 
-    compiled = jax.jit(loss)
+    compiled = jit(loss)
     quantised = lambda z: float(compiled(jnp.asarray(z, jnp.float32)))
     opt = zojax.two_point(mu, num, key=KEY, difference=difference)
     params = jnp.asarray(x, jnp.float32)
-    g = jax.jit(lambda s: opt.update(None, s, params, value_fn=loss)[0])(
-        opt.init(params)
-    )
+    g = jit(lambda s: opt.update(None, s, params, value_fn=loss)[0])(opt.init(params))
     expected = formula(difference, quantised, x, mu, v)
     # Any step in bfloat16 would leave relative errors of 2^-9 = 2e-3.
     np.testing.assert_allclose(g, expected, rtol=1e-5, atol=1e-5)
@@ -488,7 +488,7 @@ def test_bfloat16_params_keep_a_float32_loss():
     v = directions(GAUSSIAN, 0, num, params)
     f = lambda z: 2.0 + 1e-3 * jnp.sum(z.astype(jnp.float32))
     opt = zojax.two_point(mu, num, key=KEY)
-    update = jax.jit(lambda s: opt.update(None, s, params, value_fn=f))
+    update = jit(lambda s: opt.update(None, s, params, value_fn=f))
     g, state = update(opt.init(params))
     assert g.dtype == jnp.bfloat16
     assert state.log.base_value.dtype == jnp.float32
@@ -510,7 +510,7 @@ def test_mezo_is_the_hand_written_step():
         opt = zojax.mezo(lr, mu, key=KEY)
         x = jnp.array([1.0, -1.0, 0.5])
         state, theta = opt.init(x), np.array([1.0, -1.0, 0.5])
-        update = jax.jit(lambda s, x: opt.update(None, s, x, value_fn=f))
+        update = jit(lambda s, x: opt.update(None, s, x, value_fn=f))
         for count in range(4):
             z = directions(GAUSSIAN, count, 1, x)[0]
             projected_grad = (f(theta + mu * z) - f(theta - mu * z)) / (2 * mu)
@@ -530,7 +530,7 @@ def test_spsa_is_spalls_formula(num):
         opt = zojax.spsa(gain, width, key=KEY, num_directions=num)
         x = jnp.array([1.0, -1.0, 0.5])
         state, theta = opt.init(x), np.array([1.0, -1.0, 0.5])
-        update = jax.jit(lambda s, x: opt.update(None, s, x, value_fn=f))
+        update = jit(lambda s, x: opt.update(None, s, x, value_fn=f))
         for count in range(3):
             rows = directions(RADEMACHER, count, num, x)
             assert set(np.abs(rows).ravel()) == {1.0}
@@ -708,7 +708,7 @@ def test_value_fn_gets_the_extra_args_it_names_and_no_others():
         return scale * jnp.sum((p - batch) ** 2)
 
     given = {"batch": batch, "scale": 0.5, "unknown": object(), "grad": None}
-    update = jax.jit(lambda s: opt.update(None, s, x, value_fn=value_fn, **given)[0])
+    update = jit(lambda s: opt.update(None, s, x, value_fn=value_fn, **given)[0])
     g = update(opt.init(x))
     assert set(seen) == {(True, 2.0, 0.5)}
     v = directions(GAUSSIAN, 0, 4, x)
@@ -726,7 +726,7 @@ def test_positional_only_params_and_jitted_functions_bind():
 
     v = directions(GAUSSIAN, 0, 2, x)
     state = opt.init(x)
-    g = jax.jit(lambda s: opt.update(None, s, x, value_fn=jax.jit(f))[0])(state)
+    g = jit(lambda s: opt.update(None, s, x, value_fn=jax.jit(f))[0])(state)
     expected = formula("forward", lambda z: np.sum(z**2), np.ones(2), 0.1, v)
     np.testing.assert_allclose(g, expected, rtol=1e-4)
     for value_fn in (f, jax.jit(needs_batch)):
@@ -737,6 +737,6 @@ def test_positional_only_params_and_jitted_functions_bind():
 def test_incoming_updates_are_ignored():
     opt = zojax.two_point(0.1, 2, key=KEY)
     x = jnp.ones(2)
-    update = jax.jit(lambda u, s: opt.update(u, s, x, value_fn=jnp.sum)[0])
+    update = jit(lambda u, s: opt.update(u, s, x, value_fn=jnp.sum)[0])
     ignored = update(jnp.full(2, jnp.nan), opt.init(x))
     assert ignored.tolist() == update(None, opt.init(x)).tolist()

@@ -14,9 +14,11 @@ from zojax import perturbations
 KEY = 11
 GAUSSIAN = perturbations.gaussian()
 RADEMACHER = perturbations.rademacher()
+# Compiling takes longer than running here.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jit, static_argnums=(0, 1, 2))
 def _rows(sampler, num_steps, num_directions, params):
     def row(count, k):
         step_key = jax.random.fold_in(jax.random.key(KEY), count)
@@ -87,7 +89,7 @@ def along_the_points(**kwargs):
     """Returns (offset, limits) -> the estimates and states along POINTS."""
     opt = zojax.zoar(SCHEDULE, K, key=KEY, **kwargs)
 
-    @jax.jit
+    @jit
     def run(offset, limits):
         def step(state, now):
             x, limit = now
@@ -191,7 +193,7 @@ def test_huge_finite_values_leave_no_trace_either():
             scales = jnp.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]) * scale
             return jax.lax.scan(step, opt.init(x), jnp.maximum(scales, 1.0))[1]
 
-        g = np.asarray(jax.jit(jax.vmap(run))(jnp.geomspace(1e34, 3e38, 300)))
+        g = np.asarray(jit(jax.vmap(run))(jnp.geomspace(1e34, 3e38, 300)))
         assert np.isfinite(g).all()
         assert np.abs(g[:, 5:]).max() < 100
 
@@ -211,7 +213,7 @@ def test_expectation_without_history(leave_one_out):
     def one(count):
         return opt.update(None, state._replace(count=count), x, value_fn=f)[0]
 
-    samples = np.asarray(jax.jit(jax.vmap(one))(jnp.arange(30_000)), float)
+    samples = np.asarray(jit(jax.vmap(one))(jnp.arange(30_000)), float)
     error = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
     expected = slope if leave_one_out else slope * 2 / 3
     assert np.all(np.abs(samples.mean(axis=0) - expected) < 5 * error)
@@ -223,7 +225,7 @@ def test_constant_loss_gives_exactly_zero():
     x = jnp.ones(4)
     for storage in ("sums", "replay"):
         opt = zojax.zoar(0.1, 3, key=KEY, storage=storage)
-        update = jax.jit(
+        update = jit(
             lambda s, c, o=opt: o.update(None, s, x, value_fn=lambda _, c: c, c=c)
         )
         state = opt.init(x)
@@ -236,7 +238,7 @@ def test_a_single_direction_learns_only_from_the_history():
     """K = 1: nothing to compare with in the first step, a difference in the second."""
     opt = zojax.zoar(0.5, 1, key=KEY, history_size=1, sampler=RADEMACHER)
     x, f = jnp.zeros(2), lambda z: z[0] + 4 * z[1] ** 2
-    update = jax.jit(lambda s: opt.update(None, s, x, value_fn=f))
+    update = jit(lambda s: opt.update(None, s, x, value_fn=f))
     u = directions(RADEMACHER, 2, 1, x)[:, 0]
     g, state = update(opt.init(x))
     assert g.tolist() == [0.0, 0.0]
@@ -265,7 +267,7 @@ def test_number_of_calls(symmetric, chunk_size, expected):
 
     opt = zojax.zoar(0.1, 4, key=KEY, symmetric=symmetric, chunk_size=chunk_size)
     x = jnp.arange(3.0)
-    update = jax.jit(lambda s: opt.update(None, s, x, value_fn=external, value=5.0))
+    update = jit(lambda s: opt.update(None, s, x, value_fn=external, value=5.0))
     state = opt.init(x)
     for count in (1, 2):
         _, state = jax.block_until_ready(update(state))
@@ -315,7 +317,7 @@ def test_bfloat16_params_keep_float32_sums():
     params = jnp.zeros(4, jnp.bfloat16)
     f = lambda z: jnp.sum(jnp.arange(1.0, 5.0) * z.astype(jnp.float32)) + 2.0
     opt = zojax.zoar(0.125, num, key=KEY, history_size=2)
-    update = jax.jit(lambda s: opt.update(None, s, params, value_fn=f))
+    update = jit(lambda s: opt.update(None, s, params, value_fn=f))
     g, state = update(opt.init(params))
     u = directions(GAUSSIAN, 1, num, params)[0]
     y = 0.125 * u @ np.arange(1.0, 5.0)
@@ -338,7 +340,7 @@ def test_frozen_leaves_have_no_buffers(storage):
         assert state.sums["body"] is None
         assert state.sums["head"].shape == (2, 2, 3)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 50
-    update = jax.jit(lambda s: opt.update(None, s, params, value_fn=f))
+    update = jit(lambda s: opt.update(None, s, params, value_fn=f))
     u = np.asarray(_rows(sampler, 4, 3, params)["head"], float)
     expected = definition(
         lambda _, x: 2 * np.sum(np.float64(x) ** 2),
@@ -368,7 +370,7 @@ def descent(storage, chunk_size=None):
         return (x, state), x
 
     x = jnp.linspace(-1.0, 1.0, 6)
-    run = jax.jit(lambda x: jax.lax.scan(step, (x, opt.init(x)), length=30)[1])
+    run = jit(lambda x: jax.lax.scan(step, (x, opt.init(x)), length=30)[1])
     return np.asarray(run(x), float)
 
 
@@ -399,8 +401,8 @@ def test_scan_equals_a_thousand_calls(storage):
         return (optax.apply_updates(x, updates), state), None
 
     x = jnp.array([3.0, -2.0, 0.0])
-    scanned = jax.jit(lambda c: jax.lax.scan(step, c, length=1000)[0])((x, opt.init(x)))
-    called, one = (x, opt.init(x)), jax.jit(step)
+    scanned = jit(lambda c: jax.lax.scan(step, c, length=1000)[0])((x, opt.init(x)))
+    called, one = (x, opt.init(x)), jit(step)
     for _ in range(1000):
         called, _ = one(called, None)
     assert int(called[1][0].count) == 1000
@@ -443,7 +445,7 @@ def test_one_pair_without_history_is_enough():
     """symmetric=True: K = 1 and no history is a central difference."""
     opt = zojax.zoar(0.5, 1, key=KEY, history_size=0, symmetric=True)
     x, f = jnp.array([1.0, 2.0]), lambda z: jnp.sum(z**2) + z[0]
-    g = jax.jit(lambda s: opt.update(None, s, x, value_fn=f)[0])(opt.init(x))
+    g = jit(lambda s: opt.update(None, s, x, value_fn=f)[0])(opt.init(x))
     u = directions(GAUSSIAN, 1, 1, x)[0, 0]
     slope = np.array([3.0, 4.0])  # central differences of a quadratic are exact
     np.testing.assert_allclose(g, u @ slope * u, rtol=1e-5)
