@@ -21,15 +21,11 @@ import optax
 
 import zojax
 from benchmarks import UsageError, whole_number
+from benchmarks.functions import rosenbrock
 from zojax.perturbations import gaussian, rademacher
 
 NUM_DIRECTIONS, HISTORY, SMOOTHING = 10, 5, 0.05
 FLOOR = "normal((K, d)) + K evaluations"
-
-
-def rosenbrock(x: jax.Array) -> jax.Array:
-    """Rosenbrock's function, f[d] -> f[]."""
-    return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
 
 
 def floor_step(x: jax.Array, key: jax.Array) -> jax.Array:

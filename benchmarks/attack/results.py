@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from benchmarks import UsageError
+from benchmarks import folder
 from benchmarks.attack.engine import METHODS
 
 SETTINGS = (
@@ -48,13 +45,12 @@ class Finished(NamedTuple):
     adversarial: np.ndarray  # f32[n, 28, 28, 1], at the first success or at the end
 
 
-class Folder:
-    """Reads and writes the results; every file is replaced in one go."""
+class Folder(folder.Folder):
+    """What the attack keeps."""
 
     def __init__(self, path: Path):
-        self.path = path
+        super().__init__(path)
         self.csv = path / "attack.csv"
-        self.settings = path / "settings.json"
         self.victim = path / "classifier.msgpack"
         self.examples = path / "examples.png"
         self.success = path / "success.png"
@@ -62,43 +58,10 @@ class Folder:
     def images(self, name: str) -> Path:
         return self.path / f"adversarial-{name}.npy"
 
-    def save(self, path: Path, data: bytes) -> None:
-        part = path.with_name(path.name + ".part")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
-            os.replace(part, path)
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}") from None
-
     def open(self, settings: dict[str, Any], resume: bool) -> None:
         """Starts afresh, or checks that what is there was made with these settings."""
-        if resume and self.settings.exists():
-            try:
-                found = json.loads(self.settings.read_text())
-                differing = [
-                    f"{name}={found.get(name)} (now {value})"
-                    for name, value in settings.items()
-                    if found.get(name) != value
-                ]
-            except (OSError, ValueError, AttributeError):
-                raise UsageError(
-                    f"cannot resume: {self.settings} is not readable"
-                ) from None
-            if differing:
-                raise UsageError(
-                    f"cannot resume: {self.path} was made with {', '.join(differing)};"
-                    " choose another --output, or drop --resume to overwrite it"
-                )
-            return
-        # Settings first: that also shows whether the folder can be written.
-        self.save(self.settings, json.dumps(settings, indent=2).encode())
         old = [self.csv, self.victim, self.examples, self.success]
-        for path in old + [self.images(name) for name in METHODS]:
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise UsageError(f"cannot replace {path}: {error.strerror}") from None
+        self.begin(settings, old + [self.images(name) for name in METHODS], resume)
 
     def rows(self) -> dict[str, list[Row]]:
         """The CSV, by method; empty where there is none that can be read."""
@@ -136,11 +99,6 @@ class Folder:
                 sizes = [f"{x:.6f}" if row.success else "" for x in (row.l2, row.linf)]
                 writer.writerow([*row[:4], int(row.success), row.queries, *sizes])
         self.save(self.csv, text.getvalue().encode())
-
-    def draw(self, path: Path, figure: Figure) -> None:
-        image = io.BytesIO()
-        figure.savefig(image, dpi=150)
-        self.save(path, image.getvalue())
 
 
 def _parse_row(line: dict[str, str]) -> Row:

@@ -1,0 +1,31 @@
+"""The papers' synthetic experiments, side by side and at equal calls of f.
+
+Each study is a module with a :class:`benchmarks.synthetic.study.Study`: cells that are
+measured, tables, findings computed from the rows, and a figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+# Name: module, which holds a STUDY.
+STUDIES = {
+    "variance": "benchmarks.synthetic.variance",
+    "split": "benchmarks.synthetic.batch_split",
+    "dense": "benchmarks.synthetic.density",
+    "guide": "benchmarks.synthetic.guide",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the task."""
+    from benchmarks.synthetic import command
+
+    command.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the task."""
+    from benchmarks.synthetic import command
+
+    command.run(args)

@@ -1,0 +1,177 @@
+"""The command ``python -m benchmarks synthetic``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import threading
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+import zojax
+from benchmarks import UsageError, whole_number
+from benchmarks.folder import Folder
+from benchmarks.synthetic import STUDIES
+from benchmarks.synthetic.study import Cell, Row, Study
+
+
+def study_names(text: str) -> list[str]:
+    """An argparse type: names of STUDIES, separated by commas, or all."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in STUDIES:
+            raise argparse.ArgumentTypeError(
+                f"unknown study {name!r}, choose from {','.join(STUDIES)}"
+            )
+    return [name for name in STUDIES if name in names]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the task."""
+    add = parser.add_argument
+    add(
+        "--studies",
+        type=study_names,
+        default=",".join(name for name in STUDIES if name != "rival"),
+        help="which to run, separated by commas; there is also rival, which times a"
+        " PyTorch loop and needs PyTorch",
+    )
+    add("--full", action="store_true", help="the papers' sizes; resumable")
+    add("--seed", type=whole_number(0), default=0, help="of objectives and noise")
+    add(
+        "--jobs",
+        type=whole_number(1),
+        default=min(os.cpu_count() or 1, 4),
+        help="cells at a time; studies that measure time run alone",
+    )
+    add("--output", type=Path, default=Path("results/synthetic"), help="folder")
+    add(
+        "--resume",
+        action="store_true",
+        help="keep the cells that the folder has; otherwise it is overwritten",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the studies, one after the other, and reports each as it ends."""
+    folder = Folder(args.output)
+    names = list(STUDIES)
+    old = [folder.path / f"{name}.{end}" for name in names for end in ("csv", "png")]
+    settings = {"full": args.full, "seed": args.seed, "zojax": zojax.__version__}
+    studies = {
+        name: importlib.import_module(module).STUDY
+        for name, module in STUDIES.items()
+        if name in args.studies
+    }
+    folder.begin(settings, old, args.resume)
+    console = Console(highlight=False)
+    for name, study in studies.items():
+        frame = _measure(name, study, args, folder, console)
+        _show(name, study, frame, folder, console)
+
+
+def _load(path: Path, cells: dict[str, Cell]) -> pd.DataFrame | None:
+    """The rows of a study that are there and belong to its cells."""
+    try:
+        frame = pd.read_csv(path)
+        frame = frame[frame["cell"].isin(cells)]
+    except (OSError, ValueError, KeyError):
+        return None
+    return frame if len(frame) else None
+
+
+class _Stopped(Exception):
+    """Raised inside a cell when the run is being interrupted."""
+
+
+def _measure(
+    name: str, study: Study, args: argparse.Namespace, folder: Folder, console: Console
+) -> pd.DataFrame:
+    """Runs the cells that are missing; the CSV is replaced after each."""
+    cells = study.cells(args.full, args.seed)
+    path = folder.path / f"{name}.csv"
+    frames = []
+    if args.resume and (kept := _load(path, cells)) is not None:
+        frames.append(kept)
+    done = set() if not frames else set(frames[0]["cell"])
+    stop = threading.Event()
+    bars = Progress(
+        TextColumn(f"{study.title:<44.44}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("cells"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    bar = bars.add_task("", total=len(cells), completed=len(done))
+
+    def compute(cell: Cell) -> list[Row]:
+        seen = 0.0
+
+        def tick(share: float) -> None:
+            nonlocal seen
+            if stop.is_set():
+                raise _Stopped
+            bars.advance(bar, share - seen)
+            seen = share
+
+        rows = cell(tick)
+        bars.advance(bar, 1 - seen)
+        return rows
+
+    def keep(cell_name: str, rows: list[Row]) -> None:
+        frames.append(pd.DataFrame(rows).assign(cell=cell_name))
+        folder.save(path, pd.concat(frames).to_csv(index=False).encode())
+
+    missing = {cell: work for cell, work in cells.items() if cell not in done}
+    pool = ThreadPoolExecutor(1 if study.timed else args.jobs)
+    running: dict[Future, str] = {}
+    try:
+        with bars:
+            running = {pool.submit(compute, c): cell for cell, c in missing.items()}
+            while running:
+                ended, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    keep(running.pop(future), future.result())
+    except KeyboardInterrupt:
+        kept = sum(len(set(frame["cell"])) for frame in frames)
+        raise KeyboardInterrupt(
+            f"kept in {folder.path}: {kept} of {len(cells)} cells of {name} and the"
+            " studies before it; the same command with --resume goes on"
+        ) from None
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+    # In the order of the study, whatever the order in which cells ended.
+    frame = pd.concat(frames)
+    order = {cell: i for i, cell in enumerate(cells)}
+    frame = frame.sort_values("cell", key=lambda c: c.map(order), kind="stable")
+    folder.save(path, frame.to_csv(index=False).encode())
+    return frame.reset_index(drop=True)
+
+
+def _show(
+    name: str, study: Study, frame: pd.DataFrame, folder: Folder, console: Console
+) -> None:
+    for table in study.tables(frame):
+        console.print(table)
+    # In a pipe each of these is one line.
+    say = lambda text: console.print(text, soft_wrap=not console.is_terminal)
+    for sentence in study.findings(frame):
+        say(f"- {sentence}")
+    path = folder.path / f"{name}.png"
+    folder.draw(path, study.figure(frame))
+    say(f"Written: {folder.path / f'{name}.csv'}, {path}\n")

@@ -1,0 +1,81 @@
+"""What a study is: cells to measure, and what to show of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+__all__ = ["COLOURS", "Cell", "Row", "Study", "Tick", "plain", "relative", "tabulate"]
+
+Tick = Callable[[float], None]
+"""Takes the share of a cell that is done; raises to stop it."""
+
+Row = dict[str, Any]
+"""A line of the study's CSV; all rows of a study have the same fields."""
+
+Cell = Callable[[Tick], list[Row]]
+"""A unit of work: what a resumed run does again as a whole, or not at all."""
+
+
+class Study(NamedTuple):
+    """A question, the cells that answer it, and the form of the answer."""
+
+    title: str
+    cells: Callable[[bool, int], dict[str, Cell]]  # (full size?, seed) -> by name
+    tables: Callable[[pd.DataFrame], list[Table]]
+    findings: Callable[[pd.DataFrame], list[str]]  # sentences, computed
+    figure: Callable[[pd.DataFrame], Figure]
+    timed: bool = False  # its cells measure time: nothing may run beside them
+
+
+# Distinct for all eyes (Okabe and Ito), then darker tones for longer lists.
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#000000",
+    "#999999",
+    "#7f3c00",
+    "#4b0082",
+    "#006d5b",
+)
+
+
+def tabulate(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*map(str, row))
+    return table
+
+
+def plain(number: float, digits: int = 3) -> str:
+    """Three digits, without an exponent where that can be read."""
+    if number != number:
+        return "-"
+    size = abs(number)
+    if size != 0 and (size < 1e-3 or size >= 1e7):
+        return f"{number:.{digits - 1}e}"
+    if size >= 10 ** (digits - 1):
+        return f"{number:,.0f}"
+    return f"{number:.{digits}g}"
+
+
+def relative(frame: pd.DataFrame, by: list[str], group: list[str]) -> pd.DataFrame:
+    """Adds `ratio`: the mean error over the sphere's in the same group."""
+    frame = frame[frame["measure"].isin(("error", "tau_error"))]
+    sphere = frame[frame["method"] == "sphere"].set_index([*group, "measure"])["mean"]
+    keys = pd.MultiIndex.from_frame(frame[[*group, "measure"]])
+    return frame.assign(ratio=frame["mean"].to_numpy() / sphere.loc[keys].to_numpy())[
+        [*by, *group, "measure", "mean", "standard_error", "theory", "ratio"]
+    ]
