@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,14 +46,15 @@ def floor(steps: int) -> Callable[[jax.Array], jax.Array]:
 
 
 def training(
-    estimator: optax.GradientTransformationExtraArgs, steps: int
+    opt: optax.GradientTransformationExtraArgs,
+    f: Callable[[jax.Array], jax.Array],
+    steps: int,
 ) -> Callable[[jax.Array], jax.Array]:
-    """Whole steps: the estimator, R-AdaZO and the update."""
-    opt = optax.chain(estimator, zojax.radazo(1e-3))
+    """Whole steps in a scan: x -> x after the steps."""
 
     def step(carry, _):
         x, state = carry
-        updates, state = opt.update(None, state, x, value_fn=rosenbrock)
+        updates, state = opt.update(None, state, x, value_fn=f)
         return (optax.apply_updates(x, updates), state), None
 
     return lambda x: jax.lax.scan(step, (x, opt.init(x)), length=steps)[0][0]
@@ -69,7 +72,8 @@ def programs(steps: int) -> dict[str, Callable[[jax.Array], jax.Array]]:
             sampler=sampler,
             **kwargs,
         )
-        return training(estimator, steps)
+        opt = optax.chain(estimator, zojax.radazo(1e-3))
+        return training(opt, rosenbrock, steps)
 
     return {
         FLOOR: floor(steps),
@@ -82,19 +86,38 @@ def programs(steps: int) -> dict[str, Callable[[jax.Array], jax.Array]]:
     }
 
 
+def take_turns(
+    programs: Mapping[str, Callable[[], Any]], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each program, turn by turn, after one call each to warm up.
+
+    A program returns what has to be waited for, or None.
+    """
+    for program in programs.values():
+        jax.block_until_ready(program())
+    seconds = {name: [] for name in programs}
+    for _ in range(repeats):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program())
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(times: Sequence[float], base: Sequence[float]) -> float:
+    """Median of the ratios turn by turn."""
+    return statistics.median(t / b for t, b in zip(times, base, strict=True))
+
+
 def measure(dimension: int, steps: int, repeats: int) -> dict[str, list[float]]:
     """Seconds a step of each program, turn by turn."""
     x = jax.random.normal(jax.random.key(1), (dimension,))
-    compiled = {name: jax.jit(run) for name, run in programs(steps).items()}
-    for run in compiled.values():
-        jax.block_until_ready(run(x))
-    seconds = {name: [] for name in compiled}
-    for _ in range(repeats):
-        for name, run in compiled.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run(x))
-            seconds[name].append((time.perf_counter() - start) / steps)
-    return seconds
+    compiled = {
+        name: functools.partial(jax.jit(run), x)
+        for name, run in programs(steps).items()
+    }
+    seconds = take_turns(compiled, repeats)
+    return {name: [t / steps for t in times] for name, times in seconds.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,9 +161,7 @@ def run(args: argparse.Namespace) -> None:
         for dimension in args.dimensions:
             seconds = measure(dimension, args.steps, args.repeats)
             for name, times in seconds.items():
-                ratio = statistics.median(
-                    t / f for t, f in zip(times, seconds[FLOOR], strict=True)
-                )
+                ratio = median_ratio(times, seconds[FLOOR])
                 row = f"{1e3 * statistics.median(times):.3f}", f"{ratio:.2f}"
                 writer.writerow([dimension, name, *row])
                 table.add_row(f"{dimension:,}", name, *row)

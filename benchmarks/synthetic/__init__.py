@@ -14,6 +14,13 @@ STUDIES = {
     "split": "benchmarks.synthetic.batch_split",
     "dense": "benchmarks.synthetic.density",
     "guide": "benchmarks.synthetic.guide",
+    "convergence": "benchmarks.synthetic.convergence",
+    "reproduction": "benchmarks.synthetic.reproduction",
+    "equivalence": "benchmarks.synthetic.equivalence",
+    "shifting": "benchmarks.synthetic.shifting",
+    "noise": "benchmarks.synthetic.noise",
+    "projection": "benchmarks.synthetic.projection",
+    "rival": "benchmarks.synthetic.rival",  # needs PyTorch
 }
 
 

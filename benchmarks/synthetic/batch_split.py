@@ -54,7 +54,7 @@ def tables(frame: pd.DataFrame) -> list[Table]:
         columns = ["method", *(f"K = {n}" for n in SIZES)]
         out.append(
             tabulate(
-                f"Batch split on the sparse product (d = 16): {words} over the sphere's",
+                f"Sparse product, d = 16: {words} over the sphere's",
                 columns,
                 rows,
             )

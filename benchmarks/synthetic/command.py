@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 import zojax
-from benchmarks import UsageError, whole_number
+from benchmarks import whole_number
 from benchmarks.folder import Folder
 from benchmarks.synthetic import STUDIES
 from benchmarks.synthetic.study import Cell, Row, Study

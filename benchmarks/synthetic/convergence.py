@@ -1,161 +1,244 @@
 """Convergence: vanilla, mean baseline, ZoAR and the recommended preset side by side.
 
-Every method runs on the same starting points with the paper's settings (K = 10,
-mu = 0.05, R-AdaZO with betas 0.9 and 0.99) at every step size of one grid, as one
-program vmapped over seeds and step sizes; a table then shows the paper's step size, and
-each method at the best of its own.
+Every method runs from the same starting points with the paper's settings (K = 10,
+mu = 0.05, R-AdaZO with betas 0.9 and 0.99) at every step size of one grid. Tables show
+the paper's step size, and each method at the best of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.table import Table
 
-import zojax
 from benchmarks.functions import FUNCTIONS
-from zojax.perturbations import rademacher
+from benchmarks.synthetic.runs import (
+    METHODS,
+    NUM_DIRECTIONS,
+    PAPER_STEP,
+    STEPS,
+    Curves,
+    curves,
+)
+from benchmarks.synthetic.study import COLOURS, Cell, Row, Study, plain, tabulate
 
-NUM_DIRECTIONS, SMOOTHING = 10, 0.05
-PAPER_STEP = 1e-3
-STEPS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-NUM_POINTS = 100  # of a curve, beside the start
-
-
-class Method(NamedTuple):
-    """An estimator and the schedule of its step size."""
-
-    label: str
-    build: Callable[[jax.Array], optax.GradientTransformationExtraArgs]  # from a key
-    queries: int  # a step
-    cosine: bool = False  # decay to zero over the run, or constant
+QUICK, FULL = (500, 2000), (10_000, 20_000)  # d, iterations
+SEEDS = 3
 
 
-def exact_gradient() -> optax.GradientTransformationExtraArgs:
-    """Autodiff in the place of an estimator: the floor."""
-
-    def update(updates, state, params, *, value_fn, **extra_args):
-        del updates, extra_args
-        return jax.grad(value_fn)(params), state
-
-    return optax.GradientTransformationExtraArgs(lambda params: (), update)
-
-
-def _zoar(history_size, sampler=None):
-    return lambda key: zojax.zoar(
-        SMOOTHING, NUM_DIRECTIONS, key=key, history_size=history_size, sampler=sampler
-    )
-
-
-def _vanilla(key):
-    return zojax.two_point(SMOOTHING, NUM_DIRECTIONS, key=key)
-
-
-METHODS = {
-    "vanilla": Method("vanilla two-point", _vanilla, NUM_DIRECTIONS + 1),
-    "mean": Method("mean baseline", _zoar(0), NUM_DIRECTIONS),
-    "zoar-1": Method("ZoAR, N = 1", _zoar(1), NUM_DIRECTIONS),
-    "zoar-5": Method("ZoAR, N = 5", _zoar(5), NUM_DIRECTIONS),
-    "zoar-6": Method("ZoAR, N = 6", _zoar(6), NUM_DIRECTIONS),
-    "zoar-20": Method("ZoAR, N = 20", _zoar(20), NUM_DIRECTIONS),
-    "zoar-5-cosine": Method("ZoAR, N = 5, cosine", _zoar(5), NUM_DIRECTIONS, True),
-    "mean-rademacher": Method(
-        "mean baseline, Rademacher", _zoar(0, rademacher()), NUM_DIRECTIONS
-    ),
-    "recommended": Method(
-        "recommended: mean baseline, Rademacher, cosine",
-        _zoar(0, rademacher()),
-        NUM_DIRECTIONS,
-        True,
-    ),
-    "exact": Method("exact gradient", lambda key: exact_gradient(), 1),
-    "exact-cosine": Method(
-        "exact gradient, cosine", lambda key: exact_gradient(), 1, True
-    ),
-}
-
-
-class Curves(NamedTuple):
-    """Losses at the iterates, f(theta)."""
-
-    iterations: np.ndarray  # i[P + 1], 0 first
-    losses: np.ndarray  # f[seeds, step sizes, P + 1]
-
-
-def optimizer(
-    method: Method, key: jax.Array, step_size: jax.Array, iterations: int
-) -> optax.GradientTransformationExtraArgs:
-    """The estimator and R-AdaZO."""
-    schedule = step_size
-    if method.cosine:
-        decay = optax.cosine_decay_schedule(1.0, iterations)
-        schedule = lambda count: step_size * decay(count)
-    return optax.chain(method.build(key), zojax.radazo(schedule))
-
-
-def _axes(carry: Any) -> Any:
-    """The vmap axis of each leaf: None for keys and counts, which runs may share."""
-
-    def axis(path, leaf):
-        del leaf
-        return None if jax.tree_util.keystr(path).endswith((".key", ".count")) else 0
-
-    return jax.tree_util.tree_map_with_path(axis, carry)
-
-
-def curves(
-    f: Callable[[jax.Array], jax.Array],
-    method: Method,
-    *,
-    dimension: int,
-    iterations: int,
+def curve_rows(
+    name: str,
+    method: str,
+    found: Curves,
     seeds: Sequence[int],
-    step_sizes: Sequence[float] = STEPS,
-    tick: Callable[[float], Any] = lambda share: None,
-) -> Curves:
-    """Runs a method from every seed with every step size, all in one program.
+    step_sizes: Sequence[float],
+) -> list[Row]:
+    """Rows of the curves of one function and method."""
+    return [
+        {
+            "function": name,
+            "method": method,
+            "step_size": step_size,
+            "seed": seed,
+            "iteration": int(iteration),
+            "queries": int(iteration) * METHODS[method].queries,
+            "loss": float(loss),
+        }
+        for i, seed in enumerate(seeds)
+        for j, step_size in enumerate(step_sizes)
+        for iteration, loss in zip(found.iterations, found.losses[i, j], strict=True)
+    ]
 
-    Args:
-      f: f[d] -> f[].
-      method: one of METHODS.
-      dimension: d.
-      iterations: a multiple of NUM_POINTS.
-      seeds: each gives theta_0 ~ N(0, I) and the noise.
-      step_sizes: of R-AdaZO; where the method decays it, the first one.
-      tick: is called with the share that is done, and may raise to stop.
-    """
 
-    def begin(seed, step_size):
-        start_key, noise_key = jax.random.split(jax.random.key(seed))
-        x = jax.random.normal(start_key, (dimension,))
-        return x, optimizer(method, noise_key, step_size, iterations).init(x)
+def cells(full: bool, seed: int) -> dict[str, Cell]:
+    """A cell for each function and method: all seeds and step sizes in one program."""
+    dimension, iterations = FULL if full else QUICK
+    seeds = range(seed, seed + SEEDS)
 
-    def advance(carry, step_size):
-        def step(carry, _):
-            x, state = carry
-            # The key is in the state: the one given here is not read.
-            opt = optimizer(method, jax.random.key(0), step_size, iterations)
-            updates, state = opt.update(None, state, x, value_fn=f)
-            return (optax.apply_updates(x, updates), state), None
+    def cell(name, method):
+        def run(tick):
+            found = curves(
+                FUNCTIONS[name],
+                METHODS[method],
+                dimension=dimension,
+                iterations=iterations,
+                seeds=seeds,
+                tick=tick,
+            )
+            return curve_rows(name, method, found, seeds, STEPS)
 
-        carry, _ = jax.lax.scan(step, carry, length=iterations // NUM_POINTS)
-        return carry, f(carry[0])
+        return run
 
-    # The step sizes of a seed share its key and count, so that vmap draws noise once.
-    shared = _axes(jax.eval_shape(begin, 0, 1.0))
-    begin = jax.vmap(jax.vmap(begin, (None, 0), shared), (0, None))
-    advance = jax.vmap(jax.vmap(advance, (shared, 0), (shared, 0)), (0, None))
-    seeds, step_sizes = jnp.asarray(seeds), jnp.asarray(step_sizes)
-    block = jax.jit(advance, donate_argnums=0)
-    carry = jax.jit(begin)(seeds, step_sizes)
-    losses = [jax.vmap(jax.vmap(f))(carry[0])]
-    for point in range(NUM_POINTS):
-        carry, loss = block(carry, step_sizes)
-        losses.append(jax.block_until_ready(loss))
-        tick((point + 1) / NUM_POINTS)
-    iterations_seen = np.arange(NUM_POINTS + 1) * (iterations // NUM_POINTS)
-    return Curves(iterations_seen, np.stack(losses, axis=-1))
+    return {f"{f}/{m}": cell(f, m) for f in FUNCTIONS for m in METHODS}
+
+
+class Runs:
+    """The curves of one function, averaged over seeds."""
+
+    def __init__(self, frame: pd.DataFrame, function: str):
+        rows = frame[frame["function"] == function]
+        keys = ["method", "step_size", "iteration"]
+        self.loss = rows.groupby(keys)["loss"].mean()
+        self.last = rows["iteration"].max()
+        final = rows[rows["iteration"] == self.last]
+        self.final = final.groupby(["method", "step_size"])["loss"]
+
+    def best_step(self, method: str) -> float:
+        """The step size of the lowest mean final loss."""
+        return float(self.final.mean()[method].idxmin())
+
+    def queries_to(self, target: float, method: str, step_size: float) -> float:
+        """Calls of f until the mean loss is at most the target; nan if never."""
+        curve = self.loss[method, step_size]
+        reached = curve.index[curve <= target]
+        return reached[0] * METHODS[method].queries if len(reached) else math.nan
+
+
+def _ratio(number: float, to: float) -> str:
+    return "never" if math.isnan(number) else f"{number / to:.2f}"
+
+
+def tables(frame: pd.DataFrame) -> list[Table]:
+    """At the paper's step size, and each method at the best of the grid."""
+    functions = [f for f in FUNCTIONS if f in set(frame["function"])]
+    runs = {f: Runs(frame, f) for f in functions}
+    full = frame["iteration"].max() == FULL[1]
+    dimension, iterations = FULL if full else QUICK
+    size = f"d = {dimension:,}, {iterations:,} iterations, {SEEDS} seeds"
+
+    paper, against_vanilla, best, steps_found, against_zoar = [], [], [], [], []
+    for name, method in METHODS.items():
+        final = {f: runs[f].final.mean()[name] for f in functions}
+        steps = {f: runs[f].best_step(name) for f in functions}
+        paper.append([method.label, *(plain(final[f][PAPER_STEP]) for f in functions)])
+        best.append([method.label, *(plain(final[f][steps[f]]) for f in functions)])
+        steps_found.append([method.label, *(f"{steps[f]:g}" for f in functions)])
+        row = []
+        for f in functions:
+            target = runs[f].final.mean()["zoar-5"].min()
+            zoar = runs[f].queries_to(target, "zoar-5", runs[f].best_step("zoar-5"))
+            row.append(_ratio(runs[f].queries_to(target, name, steps[f]), zoar))
+        against_zoar.append([method.label, *row])
+        row = []
+        for f in functions:
+            target = runs[f].final.mean()["vanilla", PAPER_STEP]
+            queries = runs[f].queries_to(target, name, PAPER_STEP)
+            whole = runs[f].last * METHODS["vanilla"].queries
+            row.append("never" if math.isnan(queries) else f"{whole / queries:.1f}x")
+        against_vanilla.append([method.label, *row])
+    columns = ["", *functions]
+    tables = [
+        tabulate(f"Step size {PAPER_STEP:g}: final loss; {size}", columns, paper),
+        tabulate(
+            f"Step size {PAPER_STEP:g}: how many times fewer calls of f reach vanilla's"
+            " final loss",
+            columns,
+            against_vanilla,
+        ),
+        tabulate("Best step size of the grid: final loss", columns, best),
+        tabulate("The best step size", columns, steps_found),
+        tabulate(
+            "Best step sizes: calls of f to reach ZoAR's final loss, over ZoAR's N = 5",
+            columns,
+            against_zoar,
+        ),
+    ]
+    tables[-1].caption = (
+        "recommended: mean baseline, Rademacher, cosine decay over the run, or over"
+        " half of it. A call of the exact methods is a gradient."
+    )
+    tables[-1].caption_justify = "left"
+    return tables
+
+
+def findings(frame: pd.DataFrame) -> list[str]:
+    """Does the recommended preset halve ZoAR's calls; what does the history bring."""
+    functions = [f for f in FUNCTIONS if f in set(frame["function"])]
+    preset, history, share = [], [], []
+    for f in functions:
+        runs = Runs(frame, f)
+        final = runs.final.mean()
+        target = final["zoar-5"].min()
+        zoar = runs.queries_to(target, "zoar-5", runs.best_step("zoar-5"))
+        calls = min(
+            runs.queries_to(target, name, runs.best_step(name))
+            for name in ("recommended", "recommended-half")
+        )
+        preset.append(f"{f} {_ratio(calls, zoar)}")
+        history.append(f"{f} {target / final['mean'].min() - 1:+.0%}")
+        start = runs.loss["vanilla", PAPER_STEP][0]
+        gain = lambda m, final=final, start=start: math.log(
+            start / final[m, PAPER_STEP]
+        )
+        whole = gain("zoar-5") - gain("vanilla")
+        share.append(f"{f} {(gain('mean') - gain('vanilla')) / whole:.0%}")
+    return [
+        "Calls of f that the recommended preset needs for ZoAR's final loss, over"
+        " ZoAR's, each at its best step size, with decay over the whole run or half of"
+        f" it, whichever is sooner: {', '.join(preset)}.",
+        "Final loss of ZoAR (N = 5) against the mean baseline alone, each at its best"
+        f" step size: {', '.join(history)}.",
+        "Share of ZoAR's gain over vanilla (in log loss, at the paper's step size) that"
+        f" the mean baseline alone has: {', '.join(share)}.",
+    ]
+
+
+DRAWN = (
+    "vanilla",
+    "mean",
+    "zoar-5",
+    "zoar-20",
+    "zoar-5-cosine",
+    "mean-rademacher",
+    "recommended",
+    "exact-cosine",
+)
+
+
+def figure(frame: pd.DataFrame) -> Figure:
+    """Loss by calls of f: the paper's step size above, each method's best below."""
+    functions = [f for f in FUNCTIONS if f in set(frame["function"])]
+    out = Figure(figsize=(3.1 * len(functions), 7), layout="constrained")
+    axes = out.subplots(2, len(functions), squeeze=False)
+    for column, f in zip(axes.T, functions, strict=True):
+        runs = Runs(frame, f)
+        for axis, best in zip(column, (False, True), strict=True):
+            for colour, name in zip(COLOURS, DRAWN, strict=False):
+                method = METHODS[name]
+                if not best and method.cosine and name != "exact-cosine":
+                    continue
+                step = runs.best_step(name) if best else PAPER_STEP
+                curve = runs.loss[name, step]
+                exact = name.startswith("exact")
+                axis.plot(
+                    # A gradient counts as one step of the others.
+                    curve.index * (NUM_DIRECTIONS if exact else method.queries),
+                    curve.to_numpy(),
+                    color="black" if exact else colour,
+                    linestyle=":" if exact else "-",
+                    linewidth=1.6,
+                    label=method.label,
+                )
+            target = runs.final.mean()["exact-cosine"].min()
+            if best and target < 1e-6:
+                axis.set_ylim(bottom=runs.final.mean()["recommended"].min() / 10)
+            axis.set(yscale="log", xlabel="calls of f")
+            axis.set_title(
+                f"{f}, {'best step sizes' if best else f'step size {PAPER_STEP:g}'}",
+                fontsize=10,
+            )
+            axis.grid(alpha=0.25)
+            axis.spines[["top", "right"]].set_visible(False)
+    for row in axes:
+        row[0].set_ylabel("loss f(θ), mean of the seeds")
+    handles, labels = axes[1, 0].get_legend_handles_labels()
+    out.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return out
+
+
+STUDY = Study(
+    "Convergence (arXiv 2506.14460, Figures 1 and 2)", cells, tables, findings, figure
+)

@@ -258,47 +258,45 @@ def estimates(
     key: jax.Array,
 ) -> dict[int, np.ndarray]:
     """Estimates f[trials, d] of each trial's gradient, by number of directions."""
-    programs = [sizes] if method.rows else [[size] for size in sizes]
+    programs = [tuple(sizes)] if method.rows else [(size,) for size in sizes]
     by_size = {}
     with jax.enable_x64(True):
         keys = jax.random.split(key, len(trials.x))
         for program in programs:
-            run = _jit(jax.vmap(_estimator(problem, method, program)))
-            parts = [
-                run(
-                    keys[i : i + CHUNK],
-                    jax.tree.map(lambda x: x[i : i + CHUNK], trials),
-                )
-                for i in range(0, len(keys), CHUNK)
-            ]
-            found = np.concatenate(parts)
+            run = _program(problem.f, method, program)
+            chunks = [slice(i, i + CHUNK) for i in range(0, len(keys), CHUNK)]
+            take = lambda part: jax.tree.map(lambda x: x[part], (keys, trials))
+            found = np.concatenate([run(*take(part)) for part in chunks])
             by_size |= {size: found[:, i] for i, size in enumerate(program)}
     return by_size
 
 
-def _estimator(problem: Problem, method: Method, sizes: Sequence[int]):
-    """Returns (key, trial) -> estimates f[sizes, d]."""
+@functools.cache
+def _program(f: Callable, method: Method, sizes: tuple[int, ...]):
+    """Returns (keys, trials) -> estimates f[trials, sizes, d], compiled once."""
 
     def built(key, trial):
         (size,) = sizes
         opt = method.build(size, key)
-        f = lambda x: problem.f(x, trial.data)
-        return opt.update(None, opt.init(trial.x), trial.x, value_fn=f)[0][None]
+        value_fn = lambda x: f(x, trial.data)
+        state = opt.init(trial.x)
+        return opt.update(None, state, trial.x, value_fn=value_fn)[0][None]
 
     def of_rows(key, trial):
-        f = lambda x: problem.f(x, trial.data)
+        value_fn = lambda x: f(x, trial.data)
         sampler, most = method.rows(trial.gradient), max(sizes)
-        values, _ = zojax.evaluate(f, trial.x, sampler, key, most, SMOOTHING)
+        values, _ = zojax.evaluate(value_fn, trial.x, sampler, key, most, SMOOTHING)
         y, weights = values[:, 0], []
         for size in sizes:
             if method.leave_one_out:
                 first = zojax.weights.leave_one_out(y[:size], SMOOTHING)
             else:
-                first = zojax.weights.forward(y[:size], f(trial.x), SMOOTHING)
+                base = value_fn(trial.x)
+                first = zojax.weights.forward(y[:size], base, SMOOTHING)
             weights.append(jnp.pad(first, (0, most - size)))
         return zojax.combine(jnp.stack(weights), trial.x, sampler, key, most)
 
-    return of_rows if method.rows else built
+    return _jit(jax.vmap(of_rows if method.rows else built))
 
 
 # -- statistics ------------------------------------------------------------------------

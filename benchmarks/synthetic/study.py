@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,17 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-__all__ = ["COLOURS", "Cell", "Row", "Study", "Tick", "plain", "relative", "tabulate"]
+__all__ = [
+    "COLOURS",
+    "Cell",
+    "Row",
+    "Study",
+    "Tick",
+    "plain",
+    "relative",
+    "tabulate",
+    "with_error",
+]
 
 Tick = Callable[[float], None]
 """Takes the share of a cell that is done; raises to stop it."""
@@ -69,6 +80,14 @@ def plain(number: float, digits: int = 3) -> str:
     if size >= 10 ** (digits - 1):
         return f"{number:,.0f}"
     return f"{number:.{digits}g}"
+
+
+def with_error(mean: float, error: float) -> str:
+    """The mean with its standard error in units of the last digit: 0.535(7)."""
+    if not error > 1e-12:
+        return plain(mean)
+    digits = max(0, -math.floor(math.log10(error)))
+    return f"{mean:.{digits}f}({round(error * 10**digits)})"
 
 
 def relative(frame: pd.DataFrame, by: list[str], group: list[str]) -> pd.DataFrame:

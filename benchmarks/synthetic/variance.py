@@ -6,16 +6,18 @@ estimate also asks f(theta), so that equal calls are shown beside them.
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from benchmarks.synthetic.estimates import METHODS, PROBLEMS, measure
-from benchmarks.synthetic.study import COLOURS, Cell, Study, plain, tabulate
+from benchmarks.synthetic.estimates import MEASURES, METHODS, PROBLEMS, measure
+from benchmarks.synthetic.study import COLOURS, Cell, Study, plain, tabulate, with_error
 
-QUICK_SIZES = (2, 8, 32, 128, 512)
+QUICK_SIZES = (2, 8, 32, 128)
 FULL_SIZES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 SHOWN = 32  # in the printed tables
 DRAWN = (
@@ -55,45 +57,37 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
     }
 
 
-def _at(frame: pd.DataFrame, problem: str, counted_by: str, measure: str):
+def _at(frame: pd.DataFrame, problem: str, counted_by: str, name: str) -> pd.DataFrame:
     """Rows of one panel, indexed by (method, size)."""
-    rows = frame[(frame["problem"] == problem) & (frame["measure"] == measure)]
+    rows = frame[(frame["problem"] == problem) & (frame["measure"] == name)]
     return rows.set_index(["method", counted_by]).sort_index()
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
-    """One a problem: SHOWN directions against theory, and SHOWN calls."""
+    """One a problem and way of counting, at SHOWN directions or calls."""
     out = []
-    for problem in PROBLEMS:
+    counts = {"num_directions": "directions", "queries": "calls of f"}
+    for problem, counted_by in itertools.product(PROBLEMS, counts):
+        panels = {name: _at(frame, problem, counted_by, name) for name in MEASURES}
         rows = []
         for name, method in METHODS.items():
-            row = [method.label]
-            for counted_by in ("num_directions", "queries"):
-                for measure in ("tau_mse", "tau_error", "error", "cosine"):
-                    panel = _at(frame, problem, counted_by, measure)
-                    if (name, SHOWN) not in panel.index:
-                        row.append("-")
-                        continue
-                    stats = panel.loc[(name, SHOWN)]
-                    if measure in ("tau_mse", "cosine"):
-                        row.append(plain(stats["median"], 2))
-                        continue
-                    text = (
-                        f"{plain(stats['mean'])} ± {plain(stats['standard_error'], 1)}"
-                    )
-                    if counted_by == "num_directions" and stats["z"] == stats["z"]:
-                        text += f" ({plain(stats['theory'])})"
-                    row.append(text)
-            rows.append(row)
-        measures = ["tau-MSE", "tau error", "error", "cosine"]
-        out.append(
-            tabulate(
-                f"{problem}: {SHOWN} directions | {SHOWN} calls of f. Medians of tau-MSE"
-                " and cosine; errors over |gradient|², mean ± standard error (theory)",
-                ["method", *measures, *measures],
-                rows,
-            )
-        )
+            if (name, SHOWN) not in panels["error"].index:
+                rows.append([method.label, *["-"] * 6])
+                continue
+            stats = {m: panel.loc[(name, SHOWN)] for m, panel in panels.items()}
+            row = [method.label, f"{stats['tau_mse']['median']:.0e}"]
+            for m in ("tau_error", "error"):
+                mean, error, theory = stats[m][["mean", "standard_error", "theory"]]
+                row += [with_error(mean, error), plain(theory)]
+            rows.append([*row, f"{stats['cosine']['median']:.2f}"])
+        columns = ["", "tau-MSE", "≥ tau", "theory", "all", "theory", "cosine"]
+        out.append(tabulate(f"{problem}, {SHOWN} {counts[counted_by]}", columns, rows))
+    out[-1].caption = (
+        "tau-MSE and cosine: medians. ≥ tau, all: squared error over |gradient|² on the"
+        " entries of at least tau and on all, mean with its standard error in the last"
+        " digit, and closed form."
+    )
+    out[-1].caption_justify = "left"
     return out
 
 
@@ -108,11 +102,10 @@ def findings(frame: pd.DataFrame) -> list[str]:
         f" ({len(again)} were measured again with ten times the trials)."
     ]
     for problem in PROBLEMS:
-        for measure, words in (("error", "full error"), ("tau_error", "tau error")):
-            panel = _at(frame, problem, "queries", measure)["mean"]
-            ratio = lambda name, panel=panel: (
-                panel[(name, SHOWN)] / panel[("sphere", SHOWN)]
-            )
+        for name, words in (("error", "full error"), ("tau_error", "tau error")):
+            panel = _at(frame, problem, "queries", name)["mean"]
+            sphere = panel["sphere", SHOWN]
+            ratio = lambda name, panel=panel, s=sphere: panel[name, SHOWN] / s
             text.append(
                 f"{problem}, {SHOWN} calls, {words} against the sphere's: refined DAP"
                 f" {ratio('dap-refined'):.2f}, averaged DAP {ratio('dap-average'):.2f},"
@@ -133,8 +126,8 @@ def figure(frame: pd.DataFrame) -> Figure:
     )
     floor = 1e-6  # below are exact estimates, to rounding
     for row, problem in zip(axes, PROBLEMS, strict=True):
-        for axis, (counted_by, measure, title) in zip(row, columns, strict=True):
-            panel = _at(frame, problem, counted_by, measure)
+        for axis, (counted_by, error, title) in zip(row, columns, strict=True):
+            panel = _at(frame, problem, counted_by, error)
             sizes = [n for n in FULL_SIZES if n in set(panel.index.get_level_values(1))]
             for colour, name in zip(COLOURS, DRAWN, strict=False):
                 found = panel.loc[name].reindex(sizes).dropna(subset="mean")
