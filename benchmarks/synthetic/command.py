@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -85,10 +86,13 @@ def run(args: argparse.Namespace) -> None:
 def _load(path: Path, cells: dict[str, Cell]) -> pd.DataFrame | None:
     """The rows of a study that are there and belong to its cells."""
     try:
-        frame = pd.read_csv(path)
+        text = path.read_text()
+        frame = pd.read_csv(io.StringIO(text))
         frame = frame[frame["cell"].isin(cells)]
     except (OSError, ValueError, KeyError):
         return None
+    if not text.endswith("\n"):  # cut off: the last cell is not whole
+        frame = frame[frame["cell"] != frame["cell"].iloc[-1]]
     return frame if len(frame) else None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -150,7 +151,6 @@ def tables(frame: pd.DataFrame) -> list[Table]:
         "recommended: mean baseline, Rademacher, cosine decay over the run, or over"
         " half of it. A call of the exact methods is a gradient."
     )
-    tables[-1].caption_justify = "left"
     return tables
 
 
@@ -163,9 +163,11 @@ def findings(frame: pd.DataFrame) -> list[str]:
         final = runs.final.mean()
         target = final["zoar-5"].min()
         zoar = runs.queries_to(target, "zoar-5", runs.best_step("zoar-5"))
-        calls = min(
-            runs.queries_to(target, name, runs.best_step(name))
-            for name in ("recommended", "recommended-half")
+        calls = np.fmin.reduce(  # passes over nan
+            [
+                runs.queries_to(target, name, runs.best_step(name))
+                for name in ("recommended", "recommended-half")
+            ]
         )
         preset.append(f"{f} {_ratio(calls, zoar)}")
         history.append(f"{f} {target / final['mean'].min() - 1:+.0%}")
@@ -194,6 +196,7 @@ DRAWN = (
     "zoar-5-cosine",
     "mean-rademacher",
     "recommended",
+    "exact",
     "exact-cosine",
 )
 
@@ -208,7 +211,9 @@ def figure(frame: pd.DataFrame) -> Figure:
         for axis, best in zip(column, (False, True), strict=True):
             for colour, name in zip(COLOURS, DRAWN, strict=False):
                 method = METHODS[name]
-                if not best and method.cosine and name != "exact-cosine":
+                if name == ("exact" if best else "exact-cosine"):
+                    continue
+                if method.cosine and not best:
                     continue
                 step = runs.best_step(name) if best else PAPER_STEP
                 curve = runs.loss[name, step]
@@ -220,7 +225,7 @@ def figure(frame: pd.DataFrame) -> Figure:
                     color="black" if exact else colour,
                     linestyle=":" if exact else "-",
                     linewidth=1.6,
-                    label=method.label,
+                    label="exact gradient" if exact else method.label,
                 )
             target = runs.final.mean()["exact-cosine"].min()
             if best and target < 1e-6:

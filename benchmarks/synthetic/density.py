@@ -32,6 +32,14 @@ def linear_problem(dimension: int, density: float) -> Problem:
     return Problem(draw, jnp.dot, 1e-12)
 
 
+SHORT = {
+    "rademacher": "Rademacher",
+    "dap-gaussian": "exact DAP",
+    "dap-refined": "refined DAP",
+    "dap-average": "averaged DAP",
+}
+
+
 def cells(full: bool, seed: int) -> dict[str, Cell]:
     dimensions = (16, 64, 256) if full else (16, 64)
 
@@ -66,14 +74,12 @@ def tables(frame: pd.DataFrame) -> list[Table]:
             d, density, k = group
             rows.append(
                 [
-                    f"d = {d}, {density:.0%} nonzero, K = {k}",
-                    *(f"{ratio[m]:.2f}" for m in NAMES[1:]),
+                    f"d = {d}, {density:.0%}, K = {k}",
+                    *(f"{ratio[m]:.2f}" for m in SHORT),
                 ]
             )
-        labels = [METHODS[m].label for m in NAMES[1:]]
-        out.append(
-            tabulate(f"Error on {words} over the sphere's", ["gradient", *labels], rows)
-        )
+        columns = ["nonzero entries", *SHORT.values()]
+        out.append(tabulate(f"Error on {words} over the sphere's", columns, rows))
     return out
 
 

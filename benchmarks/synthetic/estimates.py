@@ -173,27 +173,27 @@ METHODS = {
         accepts=lambda k: k >= 2,
     ),
     "dap-gaussian": Method(
-        "exact DAP, gaussian base",
+        "exact DAP, gaussian",
         exactly_aligned(_gaussian),
         entrywise=_projection_errors,
     ),
     "dap-sphere": Method(
-        "exact DAP, sphere base",
+        "exact DAP, sphere",
         exactly_aligned(_sphere),
         entrywise=_projection_errors,
     ),
     "dap-rademacher": Method(
-        "exact DAP, Rademacher base",
+        "exact DAP, Rademacher",
         exactly_aligned(_rademacher),
         entrywise=_projection_errors,
     ),
     "dap-coordinate": Method(
-        "exact DAP, coordinate base",
+        "exact DAP, coordinate",
         exactly_aligned(_coordinate),
         entrywise=_projection_errors,
     ),
     "dap-hybrid": Method(
-        "exact DAP of fixed length",
+        "exact DAP, fixed length",
         exactly_aligned(_gaussian, fixed_length=True),
         entrywise=_projection_errors,
     ),

@@ -80,7 +80,7 @@ def tables(frame: pd.DataFrame) -> list[Table]:
             for name, words in (("error", "all"), ("tau_error", "nonzero")):
                 stats = [cell.loc[(base, c, name)] for c in SQUARED_COSINES]
                 found = [with_error(s["mean"], s["standard_error"]) for s in stats]
-                rows.append([f"{base}, {words} entries", *found])
+                rows.append([f"{base}, {words}", *found])
                 if name == "error":
                     rows.append(["  theory", *(plain(s["theory"]) for s in stats)])
         columns = ["base", *(f"cos² {c:g}" for c in SQUARED_COSINES)]

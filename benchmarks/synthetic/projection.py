@@ -72,15 +72,10 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
             x = jax.random.normal(jax.random.key(seed), (dimension,))
             steps = max(1, 1_000_000 // dimension)
             opts = estimators(chunk_size)
-            programs = {
-                name: functools.partial(
-                    jax.jit(
-                        training(optax.chain(opt, optax.sgd(1e-4)), quadratic, steps)
-                    ),
-                    x,
-                )
-                for name, opt in opts.items()
-            }
+            programs = {}
+            for name, opt in opts.items():
+                train = training(optax.chain(opt, optax.sgd(1e-4)), quadratic, steps)
+                programs[name] = functools.partial(jax.jit(train), x)
             seconds = take_turns(programs, REPEATS)
             tick(0.8)
             return [
@@ -105,21 +100,30 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
-    rows = [
-        [
-            f"d = {row.dimension:,}, chunk {row.chunk_size}: {row.estimator}",
-            f"{row.milliseconds:.2f}",
-            f"{row.ratio:.2f}",
-            f"{row.temporary_vectors:.1f}",
-        ]
-        for row in frame.itertuples()
-    ]
-    columns = ["", "ms a step", "over the sphere", "vectors of size d"]
-    title = (
-        f"One step, K = {NUM_DIRECTIONS}; {jax.devices()[0].device_kind},"
-        f" JAX {jax.__version__}, medians of {REPEATS}"
+    cell = frame.set_index(["dimension", "estimator", "chunk_size"])
+    chunks = (NUM_DIRECTIONS, 1)
+    out = []
+    for d in frame["dimension"].unique():
+        rows = []
+        for name in frame["estimator"].unique():
+            row = [name]
+            for chunk in chunks:
+                found = cell.loc[(d, name, chunk)]
+                row += [
+                    f"{found['milliseconds']:.2f}",
+                    f"{found['ratio']:.2f}",
+                    f"{found['temporary_vectors']:.1f}",
+                ]
+            rows.append(row)
+        columns = ["", *["ms", "ratio", "memory"] * len(chunks)]
+        title = f"d = {d:,}: {NUM_DIRECTIONS} directions at once | one at a time"
+        out.append(tabulate(title, columns, rows))
+    out[-1].caption = (
+        f"ms a step, K = {NUM_DIRECTIONS}; ratio to the sphere's; temporary memory in"
+        f" vectors of size d. {jax.devices()[0].device_kind}, JAX {jax.__version__},"
+        f" medians of {REPEATS}."
     )
-    return [tabulate(title, columns, rows)]
+    return out
 
 
 def findings(frame: pd.DataFrame) -> list[str]:

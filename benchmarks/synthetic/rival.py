@@ -100,20 +100,21 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
-    cell = frame.set_index(["program", "function"])
-    functions = list(dict.fromkeys(frame["function"]))
-    rows = []
-    for name in dict.fromkeys(frame["program"]):
-        row = [name]
-        for f in functions:
-            found = cell.loc[(name, f)]
-            row.append(f"{found['milliseconds']:.2f} ({found['ratio']:.2f})")
-        rows.append(row)
-    title = (
-        f"ZoAR, d = {DIMENSION:,}, K = {NUM_DIRECTIONS}, N = {HISTORY}: ms an iteration"
-        " (over the PyTorch loop)"
-    )
-    return [tabulate(title, ["", *functions], rows)]
+    settings = f"ZoAR, d = {DIMENSION:,}, K = {NUM_DIRECTIONS}, N = {HISTORY}"
+    titles = {
+        "milliseconds": f"ms an iteration; {settings}",
+        "ratio": "over the PyTorch loop's",
+    }
+    out = []
+    for column, title in titles.items():
+        cell = frame.pivot(index="program", columns="function", values=column)
+        functions = list(dict.fromkeys(frame["function"]))
+        rows = [
+            [name, *(f"{cell.loc[name, f]:.2f}" for f in functions)]
+            for name in dict.fromkeys(frame["program"])
+        ]
+        out.append(tabulate(title, ["", *functions], rows))
+    return out
 
 
 def findings(frame: pd.DataFrame) -> list[str]:

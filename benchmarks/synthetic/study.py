@@ -62,9 +62,16 @@ COLOURS = (
 
 def tabulate(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
     """A table whose first column is text and whose others are numbers."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=i == 0)
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(str, row))
     return table
@@ -75,7 +82,9 @@ def plain(number: float, digits: int = 3) -> str:
     if number != number:
         return "-"
     size = abs(number)
-    if size != 0 and (size < 1e-3 or size >= 1e7):
+    if size < 1e-12:
+        return "0"
+    if size < 1e-3 or size >= 1e7:
         return f"{number:.{digits - 1}e}"
     if size >= 10 ** (digits - 1):
         return f"{number:,.0f}"
@@ -84,7 +93,7 @@ def plain(number: float, digits: int = 3) -> str:
 
 def with_error(mean: float, error: float) -> str:
     """The mean with its standard error in units of the last digit: 0.535(7)."""
-    if not error > 1e-12:
+    if not error > 1e-6:  # exact to rounding
         return plain(mean)
     digits = max(0, -math.floor(math.log10(error)))
     return f"{mean:.{digits}f}({round(error * 10**digits)})"

@@ -80,14 +80,13 @@ def tables(frame: pd.DataFrame) -> list[Table]:
                 mean, error, theory = stats[m][["mean", "standard_error", "theory"]]
                 row += [with_error(mean, error), plain(theory)]
             rows.append([*row, f"{stats['cosine']['median']:.2f}"])
-        columns = ["", "tau-MSE", "≥ tau", "theory", "all", "theory", "cosine"]
+        columns = ["", "tau-MSE", "≥ tau", "theory", "all", "theory", "cos"]
         out.append(tabulate(f"{problem}, {SHOWN} {counts[counted_by]}", columns, rows))
     out[-1].caption = (
         "tau-MSE and cosine: medians. ≥ tau, all: squared error over |gradient|² on the"
         " entries of at least tau and on all, mean with its standard error in the last"
         " digit, and closed form."
     )
-    out[-1].caption_justify = "left"
     return out
 
 
@@ -117,8 +116,8 @@ def findings(frame: pd.DataFrame) -> list[str]:
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Errors by size: a row for each objective, a column for each way of counting."""
-    out = Figure(figsize=(11, 7.2), layout="constrained")
-    axes = out.subplots(2, 3, sharex=True)
+    out = Figure(figsize=(11, 0.8 + 3.2 * len(PROBLEMS)), layout="constrained")
+    axes = out.subplots(len(PROBLEMS), 3, sharex=True, squeeze=False)
     columns = (
         ("num_directions", "tau_error", "entries ≥ τ, equal directions"),
         ("queries", "tau_error", "entries ≥ τ, equal calls of f"),

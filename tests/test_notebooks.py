@@ -1,0 +1,59 @@
+"""The notebooks run from top to bottom, and what is stored is the output of a run."""
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FILES = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+LIMIT = 600_000  # bytes of a file, figures included
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook):
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
+
+
+def test_there_are_five():
+    assert [path.name[:2] for path in FILES] == ["01", "02", "03", "04", "05"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_stored_outputs_are_those_of_one_run(path):
+    notebook = read(path)
+    cells = code_cells(notebook)
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+    kinds = [output.output_type for output in outputs(notebook)]
+    assert "error" not in kinds
+    names = [getattr(output, "name", "") for output in outputs(notebook)]
+    assert "stderr" not in names
+    figures = [o for o in outputs(notebook) if "image/png" in o.get("data", {})]
+    assert figures
+    assert path.stat().st_size < LIMIT
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_runs(path, tmp_path):
+    stored, notebook = read(path), read(path)
+    # One CPU device, as a reader has it, in a folder that is not ours.
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    client = NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    )
+    client.execute(env=environment)
+    assert "stderr" not in [getattr(o, "name", "") for o in outputs(notebook)]
+    shown = lambda nb: [len(c.outputs) > 0 for c in code_cells(nb)]
+    assert shown(notebook) == shown(stored)

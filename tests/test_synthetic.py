@@ -1,0 +1,441 @@
+"""The synthetic benchmark: functions, closed forms, runs and the command."""
+
+import functools
+import importlib
+import json
+import sys
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+import zojax
+from benchmarks import functions
+from benchmarks.__main__ import main
+from benchmarks.folder import Folder
+from benchmarks.synthetic import (
+    STUDIES,
+    batch_split,
+    command,
+    convergence,
+    density,
+    equivalence,
+    estimates,
+    guide,
+    noise,
+    projection,
+    reproduction,
+    runs,
+    shifting,
+    variance,
+)
+from benchmarks.synthetic.study import Study, plain, with_error
+
+OURS = [name for name in STUDIES if name != "rival"]
+
+
+# -- functions -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "expected"),
+    [
+        ("quadratic", [3.0, -4.0], 12.5),
+        ("rosenbrock", [0.0, 0.0, 2.0], 1 + 400 + 1),
+        ("rosenbrock", [1.0, 1.0, 1.0], 0),
+        # w = 0 for x = -3: sin^2(0) + (1 + 10 sin^2 1) + 1.
+        ("levy", [-3.0, -3.0], 2 + 10 * np.sin(1) ** 2),
+        ("levy", [1.0, 1.0, 1.0], 0),
+        # Cosines are 1, so the ripples are e: 20 (1 - exp(-0.2)).
+        ("ackley", [1.0, -1.0], 20 * (1 - np.exp(-0.2))),
+        ("ackley", [0.0, 0.0], 0),
+        ("rastrigin", [0.5, 1.0], 0.25 + 20 + 1),
+        ("product", [2.0, -3.0, 4.0], -24),
+    ],
+)
+def test_functions_by_hand(name, x, expected):
+    np.testing.assert_allclose(
+        getattr(functions, name)(jnp.array(x)), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_torch_functions_are_ours():
+    torch = pytest.importorskip("torch")
+    from benchmarks.rivals import zoar_torch
+
+    x = np.random.default_rng(0).normal(size=12).astype(np.float32)
+    for name, f in zoar_torch.FUNCTIONS.items():
+        ours = functions.FUNCTIONS[name](jnp.asarray(x))
+        np.testing.assert_allclose(f(torch.tensor(x)), ours, rtol=1e-5)
+
+
+def test_torch_steps_are_the_mean_over_the_history():
+    torch = pytest.importorskip("torch")
+    from benchmarks.rivals import zoar_torch
+
+    for step, records in ((zoar_torch.loop_step, 6), (zoar_torch.batched_step, 2)):
+        run = zoar_torch.start(5, records, 0)
+        for _ in range(2):
+            before = run.m.clone()
+            step(run, zoar_torch.quadratic, 3, 0.1, 1e-3)
+        u = torch.cat([u.reshape(-1, 5) for u, _ in run.history]).numpy()
+        y = torch.cat([y.reshape(-1) for _, y in run.history]).numpy()
+        expected = ((y - y.mean()) @ u) / 0.1 / 6
+        found = (run.m.numpy() - 0.9 * before.numpy()) / 0.1
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+# -- estimates and closed forms --------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sphere", "rademacher-loo", "dap-gaussian"])
+def test_first_rows_are_the_estimator_of_that_many_directions(name):
+    problem, method = estimates.PROBLEMS["quadratic"], estimates.METHODS[name]
+    trials = estimates.draw_trials(problem, jax.random.key(3), 2)
+    key = jax.random.key(4)
+    found = estimates.estimates(problem, method, (3, 8), trials, key)[3]
+    difference = "leave_one_out" if method.leave_one_out else "forward"
+    with jax.enable_x64(True):
+        for i, noise_key in enumerate(jax.random.split(key, 2)):
+            x, data, gradient = jax.tree.map(lambda leaf, i=i: leaf[i], trials)
+            # The estimator folds its step into the key; the study has but one step.
+            draw = method.rows(gradient)
+            sampler = lambda _, k, n, p, draw=draw, key=noise_key: draw(key, k, n, p)
+            opt = zojax.two_point(
+                estimates.SMOOTHING, 3, key=0, sampler=sampler, difference=difference
+            )
+            f = lambda x, data=data: problem.f(x, data)
+            expected, _ = opt.update(None, opt.init(x), x, value_fn=f)
+            # Differences of f at mu = 1e-8 keep about seven digits.
+            np.testing.assert_allclose(found[i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_errors_by_hand():
+    gradient = np.array([[3.0, 0.0, 4.0], [0.0, 0.0, 1e-3]])
+    estimate = np.array([[2.0, 1.0, 6.0], [0.0, 0.0, 2e-3]])
+    found = estimates.errors(
+        estimate, gradient, 0.5, estimates.METHODS["rademacher"], 2
+    )
+    np.testing.assert_allclose(found["tau_mse"][0], [2.5, np.nan])
+    np.testing.assert_allclose(found["tau_error"][0], [5 / 25, np.nan])
+    np.testing.assert_allclose(found["error"][0], [6 / 25, 1])
+    np.testing.assert_allclose(found["cosine"][0], [30 / (5 * np.sqrt(41)), 1])
+    # (|g|^2 - g_i^2) / K on entries 0 and 2, and (d - 1) / K in all.
+    np.testing.assert_allclose(found["tau_error"][1], [(16 + 9) / 2 / 25, np.nan])
+    np.testing.assert_allclose(found["error"][1], [1, 1])
+
+
+@pytest.mark.parametrize("name", estimates.METHODS)
+@pytest.mark.parametrize("problem", estimates.PROBLEMS)
+def test_closed_forms(problem, name):
+    method = estimates.METHODS[name]
+    rows = estimates.measure(
+        estimates.PROBLEMS[problem], method, (4,), jax.random.key(1)
+    )
+    known = {row["measure"]: row["z"] for row in rows if row["z"] == row["z"]}
+    expected = {"tau_error", "error"} if method.entrywise else set()
+    assert set(known) == (expected | ({"error"} if method.total else set()))
+    assert all(z <= 3 for z in known.values()), known
+
+
+def test_a_wrong_closed_form_is_found():
+    """Half of a unit in d: the sphere is not the gaussian."""
+    wrong = estimates.METHODS["sphere"]._replace(
+        entrywise=estimates.METHODS["gaussian"].entrywise
+    )
+    rows = estimates.measure(
+        estimates.PROBLEMS["quadratic"], wrong, (4,), jax.random.key(1)
+    )
+    (row,) = (row for row in rows if row["measure"] == "error")
+    assert row["z"] > 3
+    assert row["trials"] == 10 * estimates.TRIALS
+
+
+def test_guides_lie_at_their_angle():
+    gradient = jnp.array([1.0, 2.0, -2.0, 0.0])
+    like = jnp.zeros(4)
+    for squared_cosine in guide.SQUARED_COSINES:
+        draw = guide._guided(squared_cosine, "gaussian").rows(gradient)
+        keys = jax.random.split(jax.random.key(0), 40_000)
+        v = jax.vmap(lambda k, draw=draw: draw(k, 0, 1, like))(keys)
+        # v . g = xi c |g| + noise of variance (1 - c^2) |g|^2, so that
+        # (v . g)^2 / |g|^2 has variance 2 (1 - c^2)^2 + 4 c^2 (1 - c^2).
+        squares = (v @ gradient) ** 2 / 9
+        s = 1 - squared_cosine
+        expected = 2 * s**2 + 4 * squared_cosine * s
+        assert abs(float(squares.var()) - expected) < 0.1 * expected + 1e-4
+
+
+# -- runs ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vanilla", "zoar-5", "recommended", "exact-cosine"])
+def test_curves_are_those_of_a_plain_loop(name):
+    method, iterations, step_size, seed = runs.METHODS[name], 50, 3e-3, 2
+    f = functions.rosenbrock
+    found = runs.curves(
+        f,
+        method,
+        dimension=6,
+        iterations=iterations,
+        seeds=[1, seed],
+        step_sizes=[1e-3, step_size],
+    )
+    start_key, noise_key = jax.random.split(jax.random.key(seed))
+    x = jax.random.normal(start_key, (6,))
+    lr = step_size
+    if method.cosine:
+        lr = lambda n: step_size * (1 + jnp.cos(jnp.pi * n / iterations)) / 2
+    opt = optax.chain(method.build(noise_key), zojax.radazo(lr))
+    state, losses = opt.init(x), [f(x)]
+    update = jax.jit(lambda s, x: opt.update(None, s, x, value_fn=f))
+    for _ in range(iterations):
+        updates, state = update(state, x)
+        x = optax.apply_updates(x, updates)
+        losses.append(f(x))
+    assert found.iterations.tolist() == list(range(iterations + 1))
+    np.testing.assert_allclose(found.losses[1, 1], losses, rtol=2e-3)
+
+
+def test_half_a_budget_stands_still_after_it():
+    found = runs.curves(
+        functions.quadratic,
+        runs.METHODS["recommended-half"],
+        dimension=4,
+        iterations=100,
+        seeds=[0],
+        step_sizes=[1e-2],
+    )
+    losses = found.losses[0, 0]
+    assert losses[25] < losses[0]
+    assert losses[24] != losses[25]
+    assert (losses[26:] == losses[25]).all()
+
+
+def test_noise_is_fresh_and_normal():
+    draw = jax.jit(jax.vmap(noise.fresh_noise, (0, None)))
+    x = jnp.arange(4000.0)[:, None] * jnp.array([1.0, 1e-3])
+    one, other = draw(x, jax.random.key(0)), draw(x, jax.random.key(1))
+    assert len(np.unique(one)) == len(one)
+    for sample in (one, other, (one * other)):
+        assert abs(float(sample.mean())) < 4 / np.sqrt(len(x))
+    assert abs(float(one.var()) - 1) < 4 * np.sqrt(2 / len(x))
+    # Entries that change places are another point.
+    swapped = noise.fresh_noise(x[7, ::-1], jax.random.key(0))
+    assert swapped != one[7]
+
+
+def test_a_faster_bowl_is_farther_away():
+    loss = functools.partial(
+        shifting.mean_loss, 0, dimension=8, iterations=200, step_size=1e-2, seed=0
+    )
+    losses = jax.jit(jax.vmap(lambda speed: loss(speed=speed)))(jnp.array([0.0, 0.1]))
+    assert losses[0] < 1
+    # In the second half the centre is 10 to 20 away in each of 8 coordinates, and no
+    # coordinate can follow faster than the step size: at least 8 (10 - 200 lr)^2 / 2.
+    assert losses[1] > 8 * (10 - 200 * 1e-2 * 1.5) ** 2 / 2
+
+
+def test_comparison_with_the_authors_by_hand():
+    row = {"function": "levy", "method": "zoar-5", "iteration": 500}
+    frame = pd.DataFrame([row | {"loss": 5400.0}, row | {"loss": 5450.0}])
+    found = reproduction.comparison(frame)
+    assert len(found) == 1
+    # Mean 5425, deviation 50 / sqrt(2), of one more run sqrt(1 + 1 / 2) times that.
+    expected = (5418.06 - 5425) / (50 / np.sqrt(2) * np.sqrt(1.5))
+    np.testing.assert_allclose(found["z"], expected)
+
+
+def test_queries_to_a_target_by_hand():
+    rows = [
+        {
+            "function": "quadratic",
+            "method": "vanilla",
+            "step_size": 0.1,
+            "seed": seed,
+            "iteration": iteration,
+            "loss": loss,
+        }
+        for seed in (0, 1)
+        for iteration, loss in ((0, 8.0), (10, 4.0 + seed), (20, 1.0))
+    ]
+    found = convergence.Runs(pd.DataFrame(rows), "quadratic")
+    assert found.queries_to(4.5, "vanilla", 0.1) == 110
+    assert found.queries_to(4.4, "vanilla", 0.1) == 220
+    assert np.isnan(found.queries_to(0.5, "vanilla", 0.1))
+    assert found.best_step("vanilla") == 0.1
+
+
+def test_numbers_as_shown():
+    assert with_error(0.53493, 0.0071) == "0.535(7)"
+    assert with_error(12.3, 2.2) == "12(2)"
+    assert with_error(3e-33, 1e-34) == "0"
+    assert plain(float("nan")) == "-"
+    assert plain(608_137.2) == "608,137"
+    assert plain(0.0312345) == "0.0312"
+    assert plain(4.2e-5) == "4.20e-05"
+
+
+# -- the command -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Every study at a size of seconds."""
+    monkeypatch.setattr(estimates, "TRIALS", estimates.CHUNK)
+    monkeypatch.setattr(variance, "QUICK_SIZES", (4, 32))
+    monkeypatch.setattr(
+        variance, "PROBLEMS", {"quadratic": estimates.PROBLEMS["quadratic"]}
+    )
+    monkeypatch.setattr(batch_split, "SIZES", (16,))
+    monkeypatch.setattr(batch_split, "SPLITS", (0.5,))
+    monkeypatch.setattr(density, "DENSITIES", (0.25,))
+    monkeypatch.setattr(guide, "SQUARED_COSINES", (1.0, 0.0))
+    monkeypatch.setattr(noise, "OBJECTIVES", {"staircase": noise.staircase})
+    monkeypatch.setattr(runs, "NUM_POINTS", 5)
+    monkeypatch.setattr(convergence, "QUICK", (10, 10))
+    monkeypatch.setattr(convergence, "FUNCTIONS", {"quadratic": functions.quadratic})
+    monkeypatch.setattr(reproduction, "QUICK", (500, 2))
+    monkeypatch.setattr(reproduction, "DIMENSION", 10)
+    monkeypatch.setattr(equivalence, "QUICK", (10, 10))
+    monkeypatch.setattr(shifting, "QUICK", (10, 20))
+    monkeypatch.setattr(noise, "QUICK", (10, 20))
+    monkeypatch.setattr(projection, "QUICK", (100,))
+    monkeypatch.setattr(projection, "REPEATS", 1)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_study(name, small, tmp_path, capsys):
+    assert main(["synthetic", f"--studies={name}", f"--output={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    study = importlib.import_module(STUDIES[name]).STUDY
+    assert f"{name}.png" in printed
+    assert "\n- " in printed
+    frame = pd.read_csv(tmp_path / f"{name}.csv")
+    assert list(dict.fromkeys(frame["cell"])) == list(study.cells(False, 0))
+    assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+
+
+def test_finite_differences_are_policy_gradients(small, tmp_path):
+    main(["synthetic", "--studies=equivalence", f"--output={tmp_path}"])
+    found = equivalence.gaps(pd.read_csv(tmp_path / "equivalence.csv"))
+    assert max(found.values()) < 1e-4
+
+
+class Toy:
+    """A study of five cells that notes which it has worked on."""
+
+    def __init__(self):
+        self.worked = []
+        self.study = Study(
+            "Toy",
+            lambda full, seed: {f"cell-{i}": self.cell(i) for i in range(5)},
+            lambda frame: [],
+            lambda frame: [f"sum {frame['value'].sum():g}"],
+            lambda frame: Figure(),
+        )
+
+    def cell(self, i):
+        def run(tick):
+            self.worked.append(i)
+            tick(0.5)
+            return [{"row": j, "value": i + j / 10} for j in range(3)]
+
+        return run
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    found = Toy()
+    monkeypatch.setitem(STUDIES, "toy", "toy_study")
+    module = types.SimpleNamespace(STUDY=found.study)
+    monkeypatch.setitem(sys.modules, "toy_study", module)
+    return found
+
+
+def test_interrupted_and_resumed_is_as_unbroken(toy, tmp_path, monkeypatch, capsys):
+    flags = ["synthetic", "--studies=toy", "--jobs=1", f"--output={tmp_path}"]
+    assert main(flags) == 0
+    whole = (tmp_path / "toy.csv").read_text()
+    assert "sum 31.5" in capsys.readouterr().out
+
+    kept = []
+    save = Folder.save
+
+    def interrupting_save(self, path, data):
+        save(self, path, data)
+        kept.append(path)
+        if len(kept) == 3:  # settings and two cells
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Folder, "save", interrupting_save)
+    assert main(flags) == 130
+    error = capsys.readouterr().err
+    assert "2 of 5 cells of toy" in error
+    assert "--resume" in error
+    assert len(error.splitlines()) == 1
+    monkeypatch.setattr(Folder, "save", save)
+    toy.worked.clear()
+    assert main([*flags, "--resume"]) == 0
+    assert toy.worked == [2, 3, 4]
+    assert (tmp_path / "toy.csv").read_text() == whole
+
+
+def test_an_interrupted_cell_stops_early(toy, tmp_path, monkeypatch):
+    """The running cell is told to stop at its next tick."""
+    ended = []
+
+    def endless(tick):
+        try:
+            while True:
+                tick(0.0)
+                time.sleep(0.01)
+        finally:
+            ended.append(True)
+
+    def interrupt(running, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(toy, "cell", lambda i: endless)
+    monkeypatch.setattr(command, "wait", interrupt)
+    assert main(["synthetic", "--studies=toy", f"--output={tmp_path}"]) == 130
+    assert ended
+
+
+def test_a_damaged_csv_is_measured_again(toy, tmp_path):
+    flags = ["synthetic", "--studies=toy", f"--output={tmp_path}", "--resume"]
+    assert main(flags) == 0
+    whole = (tmp_path / "toy.csv").read_text()
+    for damaged in ("", "cell\n", "a,b\n1,2\n", whole[:-1], whole[: len(whole) // 2]):
+        (tmp_path / "toy.csv").write_text(damaged)
+        assert main(flags) == 0
+        assert (tmp_path / "toy.csv").read_text() == whole
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--studies=variances"], "variances"),
+        (["--seed=-1"], "--seed"),
+        (["--jobs=0"], "--jobs"),
+    ],
+)
+def test_bad_arguments_are_one_line(flags, words, tmp_path, capsys):
+    assert main(["synthetic", *flags, f"--output={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_resume_with_other_settings_is_refused(toy, tmp_path, capsys):
+    tmp_path.joinpath("settings.json").write_text(json.dumps({"full": True, "seed": 0}))
+    flags = ["synthetic", "--studies=toy", f"--output={tmp_path}", "--resume"]
+    assert main(flags) == 2
+    assert "full=True (now False)" in capsys.readouterr().err
