@@ -21,6 +21,9 @@ TASKS = {
 }
 
 
+RIVALS = ("torch",)  # packages that only comparisons need
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that reports bad arguments in one line, by an exception."""
 
@@ -57,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", "benchmarks", "zojax"):
             raise
-        status, line = 1, f'{package} is missing: pip install -e ".[bench]"'
+        extra = "rivals" if package in RIVALS else "bench"
+        status, line = 1, f'{package} is missing: pip install -e ".[{extra}]"'
     except KeyboardInterrupt as stop:
         # A task that had something to keep says so in the exception.
         status, line = 130, f"interrupted; {str(stop) or 'nothing new was kept'}"

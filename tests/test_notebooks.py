@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and what is stored is the output of a run."""
+"""The notebooks run from top to bottom, and are stored with their outputs."""
 
 import os
 from pathlib import Path

@@ -65,6 +65,16 @@ def test_functions_by_hand(name, x, expected):
     )
 
 
+def test_cos_turns():
+    x = jnp.linspace(-3, 3, 100_001)
+    expected = np.cos(2 * np.pi * np.asarray(x, float))
+    np.testing.assert_allclose(functions.cos_turns(x), expected, atol=1e-6)
+    # And its slope, -2 pi sin(2 pi x), for the exact gradient.
+    slopes = jax.vmap(jax.grad(functions.cos_turns))(x)
+    expected = -2 * np.pi * np.sin(2 * np.pi * np.asarray(x, float))
+    np.testing.assert_allclose(slopes, expected, atol=2e-5)
+
+
 def test_torch_functions_are_ours():
     torch = pytest.importorskip("torch")
     from benchmarks.rivals import zoar_torch
@@ -145,7 +155,7 @@ def test_closed_forms(problem, name):
 
 
 def test_a_wrong_closed_form_is_found():
-    """Half of a unit in d: the sphere is not the gaussian."""
+    """Wrong by two units of d: the sphere is not the gaussian."""
     wrong = estimates.METHODS["sphere"]._replace(
         entrywise=estimates.METHODS["gaussian"].entrywise
     )
@@ -175,7 +185,9 @@ def test_guides_lie_at_their_angle():
 # -- runs ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vanilla", "zoar-5", "recommended", "exact-cosine"])
+@pytest.mark.parametrize(
+    "name", ["vanilla", "zoar-5", "recommended", "fast-half", "exact-cosine"]
+)
 def test_curves_are_those_of_a_plain_loop(name):
     method, iterations, step_size, seed = runs.METHODS[name], 50, 3e-3, 2
     f = functions.rosenbrock
@@ -189,10 +201,13 @@ def test_curves_are_those_of_a_plain_loop(name):
     )
     start_key, noise_key = jax.random.split(jax.random.key(seed))
     x = jax.random.normal(start_key, (6,))
-    lr = step_size
-    if method.cosine:
+    lr, betas = step_size, (0.9, 0.99)
+    if name in ("recommended", "exact-cosine"):
         lr = lambda n: step_size * (1 + jnp.cos(jnp.pi * n / iterations)) / 2
-    opt = optax.chain(method.build(noise_key), zojax.radazo(lr))
+    if name == "fast-half":
+        betas = 0.0, 0.95
+        lr = lambda n: step_size * jnp.exp(-8.8 * n / 50) * (n < 12.5)
+    opt = optax.chain(method.build(noise_key), zojax.radazo(lr, *betas))
     state, losses = opt.init(x), [f(x)]
     update = jax.jit(lambda s, x: opt.update(None, s, x, value_fn=f))
     for _ in range(iterations):
@@ -301,7 +316,7 @@ def small(monkeypatch):
     monkeypatch.setattr(runs, "NUM_POINTS", 5)
     monkeypatch.setattr(convergence, "QUICK", (10, 10))
     monkeypatch.setattr(convergence, "FUNCTIONS", {"quadratic": functions.quadratic})
-    monkeypatch.setattr(reproduction, "QUICK", (500, 2))
+    monkeypatch.setattr(reproduction, "QUICK", (500, 2, 1))
     monkeypatch.setattr(reproduction, "DIMENSION", 10)
     monkeypatch.setattr(equivalence, "QUICK", (10, 10))
     monkeypatch.setattr(shifting, "QUICK", (10, 20))
@@ -317,14 +332,14 @@ def test_study(name, small, tmp_path, capsys):
     study = importlib.import_module(STUDIES[name]).STUDY
     assert f"{name}.png" in printed
     assert "\n- " in printed
-    frame = pd.read_csv(tmp_path / f"{name}.csv")
+    frame = pd.read_csv(tmp_path / name / f"{name}.csv")
     assert list(dict.fromkeys(frame["cell"])) == list(study.cells(False, 0))
-    assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+    assert (tmp_path / name / f"{name}.png").stat().st_size > 5_000
 
 
 def test_finite_differences_are_policy_gradients(small, tmp_path):
     main(["synthetic", "--studies=equivalence", f"--output={tmp_path}"])
-    found = equivalence.gaps(pd.read_csv(tmp_path / "equivalence.csv"))
+    found = equivalence.gaps(pd.read_csv(tmp_path / "equivalence/equivalence.csv"))
     assert max(found.values()) < 1e-4
 
 
@@ -345,7 +360,7 @@ class Toy:
         def run(tick):
             self.worked.append(i)
             tick(0.5)
-            return [{"row": j, "value": i + j / 10} for j in range(3)]
+            return [{"row": j, "value": i + j / 3} for j in range(3)]
 
         return run
 
@@ -362,8 +377,8 @@ def toy(monkeypatch):
 def test_interrupted_and_resumed_is_as_unbroken(toy, tmp_path, monkeypatch, capsys):
     flags = ["synthetic", "--studies=toy", "--jobs=1", f"--output={tmp_path}"]
     assert main(flags) == 0
-    whole = (tmp_path / "toy.csv").read_text()
-    assert "sum 31.5" in capsys.readouterr().out
+    whole = (tmp_path / "toy/toy.csv").read_text()
+    assert "sum 35" in capsys.readouterr().out
 
     kept = []
     save = Folder.save
@@ -377,14 +392,14 @@ def test_interrupted_and_resumed_is_as_unbroken(toy, tmp_path, monkeypatch, caps
     monkeypatch.setattr(Folder, "save", interrupting_save)
     assert main(flags) == 130
     error = capsys.readouterr().err
-    assert "2 of 5 cells of toy" in error
+    assert "toy 2/5" in error
     assert "--resume" in error
     assert len(error.splitlines()) == 1
     monkeypatch.setattr(Folder, "save", save)
     toy.worked.clear()
     assert main([*flags, "--resume"]) == 0
     assert toy.worked == [2, 3, 4]
-    assert (tmp_path / "toy.csv").read_text() == whole
+    assert (tmp_path / "toy/toy.csv").read_text() == whole
 
 
 def test_an_interrupted_cell_stops_early(toy, tmp_path, monkeypatch):
@@ -411,11 +426,29 @@ def test_an_interrupted_cell_stops_early(toy, tmp_path, monkeypatch):
 def test_a_damaged_csv_is_measured_again(toy, tmp_path):
     flags = ["synthetic", "--studies=toy", f"--output={tmp_path}", "--resume"]
     assert main(flags) == 0
-    whole = (tmp_path / "toy.csv").read_text()
+    whole = (tmp_path / "toy/toy.csv").read_text()
     for damaged in ("", "cell\n", "a,b\n1,2\n", whole[:-1], whole[: len(whole) // 2]):
-        (tmp_path / "toy.csv").write_text(damaged)
+        (tmp_path / "toy/toy.csv").write_text(damaged)
         assert main(flags) == 0
-        assert (tmp_path / "toy.csv").read_text() == whole
+        assert (tmp_path / "toy/toy.csv").read_text() == whole
+
+
+def test_other_studies_of_a_folder_are_left_alone(toy, small, tmp_path):
+    assert main(["synthetic", "--studies=toy", f"--output={tmp_path}"]) == 0
+    whole = (tmp_path / "toy/toy.csv").read_text()
+    flags = ["synthetic", "--studies=projection", "--seed=3", f"--output={tmp_path}"]
+    assert main(flags) == 0
+    assert (tmp_path / "toy/toy.csv").read_text() == whole
+
+
+def test_a_missing_rival_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in ("benchmarks.rivals.zoar_torch", "benchmarks.synthetic.rival"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert main(["synthetic", "--studies=rival", f"--output={tmp_path}"]) == 1
+    assert capsys.readouterr().err == (
+        'benchmarks: torch is missing: pip install -e ".[rivals]"\n'
+    )
 
 
 @pytest.mark.parametrize(
@@ -424,6 +457,7 @@ def test_a_damaged_csv_is_measured_again(toy, tmp_path):
         (["--studies=variances"], "variances"),
         (["--seed=-1"], "--seed"),
         (["--jobs=0"], "--jobs"),
+        (["--seed=2147483647"], "--seed"),
     ],
 )
 def test_bad_arguments_are_one_line(flags, words, tmp_path, capsys):
@@ -435,7 +469,9 @@ def test_bad_arguments_are_one_line(flags, words, tmp_path, capsys):
 
 
 def test_resume_with_other_settings_is_refused(toy, tmp_path, capsys):
-    tmp_path.joinpath("settings.json").write_text(json.dumps({"full": True, "seed": 0}))
+    tmp_path.joinpath("toy").mkdir()
+    settings = tmp_path / "toy/settings.json"
+    settings.write_text(json.dumps({"full": True, "seed": 0}))
     flags = ["synthetic", "--studies=toy", f"--output={tmp_path}", "--resume"]
     assert main(flags) == 2
     assert "full=True (now False)" in capsys.readouterr().err

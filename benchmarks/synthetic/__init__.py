@@ -1,4 +1,4 @@
-"""The papers' synthetic experiments, side by side and at equal calls of f.
+"""The papers' synthetic experiments side by side, their calls of f counted.
 
 Each study is a module with a :class:`benchmarks.synthetic.study.Study`: cells that are
 measured, tables, findings computed from the rows, and a figure.

@@ -22,14 +22,16 @@ from rich.progress import (
 )
 
 import zojax
-from benchmarks import whole_number
+from benchmarks import UsageError, whole_number
 from benchmarks.folder import Folder
 from benchmarks.synthetic import STUDIES
 from benchmarks.synthetic.study import Cell, Row, Study
 
+LARGEST_SEED = 10**8  # a run uses a few seeds for each, and they are 32-bit
+
 
 def study_names(text: str) -> list[str]:
-    """An argparse type: names of STUDIES, separated by commas, or all."""
+    """An argparse type: names of STUDIES, separated by commas."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in STUDIES:
@@ -57,7 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=min(os.cpu_count() or 1, 4),
         help="cells at a time; studies that measure time run alone",
     )
-    add("--output", type=Path, default=Path("results/synthetic"), help="folder")
+    add(
+        "--output",
+        type=Path,
+        help="folder; by default results/synthetic, or results/synthetic-full",
+    )
     add(
         "--resume",
         action="store_true",
@@ -67,31 +73,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the studies, one after the other, and reports each as it ends."""
-    folder = Folder(args.output)
-    names = list(STUDIES)
-    old = [folder.path / f"{name}.{end}" for name in names for end in ("csv", "png")]
+    if args.seed > LARGEST_SEED:
+        raise UsageError(f"--seed must be at most {LARGEST_SEED}, got {args.seed}")
+    if args.output is None:
+        args.output = Path(
+            "results/synthetic-full" if args.full else "results/synthetic"
+        )
     settings = {"full": args.full, "seed": args.seed, "zojax": zojax.__version__}
     studies = {
         name: importlib.import_module(module).STUDY
         for name, module in STUDIES.items()
         if name in args.studies
     }
-    folder.begin(settings, old, args.resume)
+    folders = {name: Folder(args.output / name) for name in studies}
+    for name, folder in folders.items():
+        old = [folder.path / f"{name}.{end}" for end in ("csv", "png")]
+        folder.begin(settings, old, args.resume)
     console = Console(highlight=False)
-    for name, study in studies.items():
-        frame = _measure(name, study, args, folder, console)
-        _show(name, study, frame, folder, console)
+    try:
+        for name, study in studies.items():
+            frame = _measure(name, study, args, folders[name], console)
+            _show(name, study, frame, folders[name], console)
+    except KeyboardInterrupt:
+        kept = []
+        for name, study in studies.items():
+            cells = study.cells(args.full, args.seed)
+            rows = _load(folders[name].path / f"{name}.csv", cells)
+            found = 0 if rows is None else rows["cell"].nunique()
+            kept.append(f"{name} {found}/{len(cells)}")
+        raise KeyboardInterrupt(
+            f"cells kept in {args.output}: {', '.join(kept)}; the same command with"
+            " --resume goes on"
+        ) from None
 
 
 def _load(path: Path, cells: dict[str, Cell]) -> pd.DataFrame | None:
     """The rows of a study that are there and belong to its cells."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         frame = pd.read_csv(io.StringIO(text))
         frame = frame[frame["cell"].isin(cells)]
     except (OSError, ValueError, KeyError):
         return None
-    if not text.endswith("\n"):  # cut off: the last cell is not whole
+    if len(frame) and not text.endswith("\n"):  # cut off: the last cell is not whole
         frame = frame[frame["cell"] != frame["cell"].iloc[-1]]
     return frame if len(frame) else None
 
@@ -137,8 +161,9 @@ def _measure(
         return rows
 
     def keep(cell_name: str, rows: list[Row]) -> None:
-        frames.append(pd.DataFrame(rows).assign(cell=cell_name))
-        folder.save(path, pd.concat(frames).to_csv(index=False).encode())
+        found = pd.DataFrame(rows).assign(cell=cell_name)
+        folder.save(path, pd.concat([*frames, found]).to_csv(index=False).encode())
+        frames.append(found)
 
     missing = {cell: work for cell, work in cells.items() if cell not in done}
     pool = ThreadPoolExecutor(1 if study.timed else args.jobs)
@@ -150,12 +175,6 @@ def _measure(
                 ended, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in ended:
                     keep(running.pop(future), future.result())
-    except KeyboardInterrupt:
-        kept = sum(len(set(frame["cell"])) for frame in frames)
-        raise KeyboardInterrupt(
-            f"kept in {folder.path}: {kept} of {len(cells)} cells of {name} and the"
-            " studies before it; the same command with --resume goes on"
-        ) from None
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)

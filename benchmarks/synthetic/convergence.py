@@ -18,10 +18,10 @@ from rich.table import Table
 from benchmarks.functions import FUNCTIONS
 from benchmarks.synthetic.runs import (
     METHODS,
-    NUM_DIRECTIONS,
     PAPER_STEP,
     STEPS,
     Curves,
+    constant,
     curves,
 )
 from benchmarks.synthetic.study import COLOURS, Cell, Row, Study, plain, tabulate
@@ -54,10 +54,13 @@ def curve_rows(
     ]
 
 
+PRESETS = ("recommended", "recommended-half", "fast-half")
+
+
 def cells(full: bool, seed: int) -> dict[str, Cell]:
     """A cell for each function and method: all seeds and step sizes in one program."""
     dimension, iterations = FULL if full else QUICK
-    seeds = range(seed, seed + SEEDS)
+    seeds = range(SEEDS * seed, SEEDS * (seed + 1))
 
     def cell(name, method):
         def run(tick):
@@ -97,9 +100,18 @@ class Runs:
         reached = curve.index[curve <= target]
         return reached[0] * METHODS[method].queries if len(reached) else math.nan
 
+    def over_zoar(self, method: str) -> float:
+        """Calls of f that reach ZoAR's (N = 5) final loss, over ZoAR's own.
 
-def _ratio(number: float, to: float) -> str:
-    return "never" if math.isnan(number) else f"{number / to:.2f}"
+        Both at their best step sizes; nan if the method never gets there.
+        """
+        target = self.final.mean()["zoar-5"].min()
+        calls = lambda name: self.queries_to(target, name, self.best_step(name))
+        return calls(method) / calls("zoar-5")
+
+
+def _ratio(number: float) -> str:
+    return "never" if math.isnan(number) else f"{number:.2f}"
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
@@ -108,7 +120,7 @@ def tables(frame: pd.DataFrame) -> list[Table]:
     runs = {f: Runs(frame, f) for f in functions}
     full = frame["iteration"].max() == FULL[1]
     dimension, iterations = FULL if full else QUICK
-    size = f"d = {dimension:,}, {iterations:,} iterations, {SEEDS} seeds"
+    size = f"d = {dimension:,}, {iterations:,} steps, {SEEDS} seeds"
 
     paper, against_vanilla, best, steps_found, against_zoar = [], [], [], [], []
     for name, method in METHODS.items():
@@ -116,18 +128,18 @@ def tables(frame: pd.DataFrame) -> list[Table]:
         steps = {f: runs[f].best_step(name) for f in functions}
         paper.append([method.label, *(plain(final[f][PAPER_STEP]) for f in functions)])
         best.append([method.label, *(plain(final[f][steps[f]]) for f in functions)])
-        steps_found.append([method.label, *(f"{steps[f]:g}" for f in functions)])
+        edges = min(STEPS), max(STEPS)
+        marked = [f"{steps[f]:g}{'*' if steps[f] in edges else ''}" for f in functions]
+        steps_found.append([method.label, *marked])
         row = []
         for f in functions:
-            target = runs[f].final.mean()["zoar-5"].min()
-            zoar = runs[f].queries_to(target, "zoar-5", runs[f].best_step("zoar-5"))
-            row.append(_ratio(runs[f].queries_to(target, name, steps[f]), zoar))
+            row.append(_ratio(runs[f].over_zoar(name)))
         against_zoar.append([method.label, *row])
         row = []
         for f in functions:
             target = runs[f].final.mean()["vanilla", PAPER_STEP]
             queries = runs[f].queries_to(target, name, PAPER_STEP)
-            whole = runs[f].last * METHODS["vanilla"].queries
+            whole = runs[f].queries_to(target, "vanilla", PAPER_STEP)
             row.append("never" if math.isnan(queries) else f"{whole / queries:.1f}x")
         against_vanilla.append([method.label, *row])
     columns = ["", *functions]
@@ -149,7 +161,9 @@ def tables(frame: pd.DataFrame) -> list[Table]:
     ]
     tables[-1].caption = (
         "recommended: mean baseline, Rademacher, cosine decay over the run, or over"
-        " half of it. A call of the exact methods is a gradient."
+        " half of the calls; fast preset: K = 20, betas 0 and 0.95, exponential decay"
+        " by 2.2 over half of the calls. An exact gradient counts as 10 calls. *: at"
+        " the edge of the grid."
     )
     return tables
 
@@ -157,30 +171,24 @@ def tables(frame: pd.DataFrame) -> list[Table]:
 def findings(frame: pd.DataFrame) -> list[str]:
     """Does the recommended preset halve ZoAR's calls; what does the history bring."""
     functions = [f for f in FUNCTIONS if f in set(frame["function"])]
-    preset, history, share = [], [], []
+    preset, decayed, history, share = [], [], [], []
     for f in functions:
         runs = Runs(frame, f)
         final = runs.final.mean()
-        target = final["zoar-5"].min()
-        zoar = runs.queries_to(target, "zoar-5", runs.best_step("zoar-5"))
-        calls = np.fmin.reduce(  # passes over nan
-            [
-                runs.queries_to(target, name, runs.best_step(name))
-                for name in ("recommended", "recommended-half")
-            ]
+        soonest = np.fmin.reduce([runs.over_zoar(name) for name in PRESETS])
+        preset.append(f"{f} {_ratio(soonest)}")
+        decayed.append(f"{f} {_ratio(runs.over_zoar('zoar-5-cosine'))}")
+        ratio = final["zoar-5"].min() / final["mean"].min()
+        history.append(f"{f} {ratio - 1:+.0%}")
+        gain = lambda m, final=final: math.log(
+            final["vanilla", PAPER_STEP] / final[m, PAPER_STEP]
         )
-        preset.append(f"{f} {_ratio(calls, zoar)}")
-        history.append(f"{f} {target / final['mean'].min() - 1:+.0%}")
-        start = runs.loss["vanilla", PAPER_STEP][0]
-        gain = lambda m, final=final, start=start: math.log(
-            start / final[m, PAPER_STEP]
-        )
-        whole = gain("zoar-5") - gain("vanilla")
-        share.append(f"{f} {(gain('mean') - gain('vanilla')) / whole:.0%}")
+        whole = gain("zoar-5")
+        share.append(f"{f} {gain('mean') / whole:.0%}" if whole > 0 else f"{f} -")
     return [
-        "Calls of f that the recommended preset needs for ZoAR's final loss, over"
-        " ZoAR's, each at its best step size, with decay over the whole run or half of"
-        f" it, whichever is sooner: {', '.join(preset)}.",
+        "Calls of f that our presets need for ZoAR's final loss, over ZoAR's, each at"
+        f" its best step size, the soonest of three presets: {', '.join(preset)}; ZoAR"
+        f" itself with a cosine decay: {', '.join(decayed)}.",
         "Final loss of ZoAR (N = 5) against the mean baseline alone, each at its best"
         f" step size: {', '.join(history)}.",
         "Share of ZoAR's gain over vanilla (in log loss, at the paper's step size) that"
@@ -196,6 +204,7 @@ DRAWN = (
     "zoar-5-cosine",
     "mean-rademacher",
     "recommended",
+    "fast-half",
     "exact",
     "exact-cosine",
 )
@@ -213,14 +222,13 @@ def figure(frame: pd.DataFrame) -> Figure:
                 method = METHODS[name]
                 if name == ("exact" if best else "exact-cosine"):
                     continue
-                if method.cosine and not best:
+                if method.decay is not constant and not best:
                     continue
                 step = runs.best_step(name) if best else PAPER_STEP
                 curve = runs.loss[name, step]
                 exact = name.startswith("exact")
                 axis.plot(
-                    # A gradient counts as one step of the others.
-                    curve.index * (NUM_DIRECTIONS if exact else method.queries),
+                    curve.index * method.queries,
                     curve.to_numpy(),
                     color="black" if exact else colour,
                     linestyle=":" if exact else "-",

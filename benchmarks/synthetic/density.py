@@ -105,7 +105,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     frame = relative(frame, ["method"], GROUP)
     frame = frame[frame["measure"] == "tau_error"]
     dimensions = sorted(frame["dimension"].unique())
-    out = Figure(figsize=(4 * len(dimensions), 3.8), layout="constrained")
+    out = Figure(figsize=(4.5 * len(dimensions), 4.2), layout="constrained")
     axes = out.subplots(1, len(dimensions), sharey=True, squeeze=False)[0]
     for axis, d in zip(axes, dimensions, strict=True):
         for style, multiple in (("-", 4), ("--", 1)):
@@ -127,7 +127,13 @@ def figure(frame: pd.DataFrame) -> Figure:
         axis.set(title=f"d = {d}", xlabel="nonzero entries of the gradient, %")
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("error on the nonzero entries,\nover the sphere's")
-    axes[-1].legend(frameon=False, fontsize=7)
+    out.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=7,
+    )
     return out
 
 

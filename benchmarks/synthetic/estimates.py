@@ -78,8 +78,7 @@ class Method(NamedTuple):
     leave_one_out: bool = False  # weights of the rows, in place of f(theta)
     extra_queries: int = 1  # beside one for each direction
     entrywise: Errors | None = None
-    # Expected error over |gradient|^2, where only the sum has a closed form:
-    # (d, K) -> number.
+    # Expected error over |gradient|^2 of all entries together: (d, K) -> number.
     total: Callable[[int, int], float] | None = None
     accepts: Callable[[int], bool] = lambda num_directions: num_directions >= 1
 

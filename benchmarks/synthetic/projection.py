@@ -162,7 +162,7 @@ def figure(frame: pd.DataFrame) -> Figure:
                     label=label,
                 )
     axes[0].set(ylabel="ms a step", yscale="log")
-    axes[1].set(ylabel="temporary memory, vectors of size d", ylim=(0, None))
+    axes[1].set(ylabel="memory, vectors of size d", ylim=(0, None))
     for axis in axes:
         axis.set(xscale="log", xlabel="d")
         axis.grid(alpha=0.25)

@@ -124,8 +124,9 @@ def findings(frame: pd.DataFrame) -> list[str]:
 
     return [
         f"An iteration of ZoAR takes {span(OURS)} of the PyTorch loop's time with"
-        f" Rademacher directions, {span('zojax, gaussian')} with gaussian ones;"
-        f" PyTorch with batched directions {span('PyTorch, batched')}."
+        f" Rademacher directions, {span('zojax, gaussian')} with gaussian ones; PyTorch"
+        f" with batched directions {span('PyTorch, batched')}. The PyTorch loops spend"
+        " one query more a step, f(theta), to log it, as the paper's code does."
     ]
 
 

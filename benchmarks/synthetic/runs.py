@@ -19,15 +19,34 @@ STEPS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 NUM_POINTS = 50  # of a curve, beside the start
 
 
+Decay = Callable[[jax.Array], jax.Array]
+"""Share of the run that is done -> factor of the step size."""
+
+
+def constant(t: jax.Array) -> jax.Array:
+    """No decay."""
+    return jnp.ones_like(t)
+
+
+def cosine(budget: float = 1.0) -> Decay:
+    """Half a wave, from 1 to 0 over this share of the run; then nothing moves."""
+    wave = lambda t: (1 + jnp.cos(jnp.pi * t / budget)) / 2
+    return lambda t: jnp.where(t < budget, wave(t), 0.0)
+
+
+def exponential(rate: float, budget: float = 1.0) -> Decay:
+    """From 1 to exp(-rate) over this share of the run; then nothing moves."""
+    return lambda t: jnp.where(t < budget, jnp.exp(-rate * t / budget), 0.0)
+
+
 class Method(NamedTuple):
-    """An estimator and the schedule of its step size."""
+    """An estimator, and R-AdaZO's settings."""
 
     label: str
     build: Callable[[jax.Array], optax.GradientTransformationExtraArgs]  # from a key
     queries: int  # a step
-    # Cosine decay to zero over this share of the run, after which nothing moves; 0: a
-    # constant step size.
-    cosine: float = 0.0
+    decay: Decay = constant
+    betas: tuple[float, float] = (0.9, 0.99)
 
 
 def exact_gradient() -> optax.GradientTransformationExtraArgs:
@@ -40,15 +59,17 @@ def exact_gradient() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda params: (), update)
 
 
-def _zoar(history_size, sampler=None):
+def _zoar(history_size, sampler=None, num_directions=NUM_DIRECTIONS):
     return lambda key: zojax.zoar(
-        SMOOTHING, NUM_DIRECTIONS, key=key, history_size=history_size, sampler=sampler
+        SMOOTHING, num_directions, key=key, history_size=history_size, sampler=sampler
     )
 
 
 def _vanilla(key):
     return zojax.two_point(SMOOTHING, NUM_DIRECTIONS, key=key)
 
+
+_mean_rademacher = _zoar(0, rademacher())
 
 METHODS = {
     "vanilla": Method("vanilla", _vanilla, NUM_DIRECTIONS + 1),
@@ -57,17 +78,26 @@ METHODS = {
     "zoar-5": Method("ZoAR N = 5", _zoar(5), NUM_DIRECTIONS),
     "zoar-6": Method("ZoAR N = 6", _zoar(6), NUM_DIRECTIONS),
     "zoar-20": Method("ZoAR N = 20", _zoar(20), NUM_DIRECTIONS),
-    "zoar-5-cosine": Method("ZoAR N = 5, cosine", _zoar(5), NUM_DIRECTIONS, 1.0),
+    "zoar-5-cosine": Method("ZoAR N = 5, cosine", _zoar(5), NUM_DIRECTIONS, cosine()),
     # The recommended preset is the mean baseline, Rademacher, cosine decay.
-    "mean-rademacher": Method(
-        "mean, Rademacher", _zoar(0, rademacher()), NUM_DIRECTIONS
-    ),
-    "recommended": Method("recommended", _zoar(0, rademacher()), NUM_DIRECTIONS, 1.0),
+    "mean-rademacher": Method("mean, Rademacher", _mean_rademacher, NUM_DIRECTIONS),
+    "recommended": Method("recommended", _mean_rademacher, NUM_DIRECTIONS, cosine()),
     "recommended-half": Method(
-        "recommended, half", _zoar(0, rademacher()), NUM_DIRECTIONS, 0.5
+        "recommended, half", _mean_rademacher, NUM_DIRECTIONS, cosine(0.5)
     ),
-    "exact": Method("exact gradient", lambda key: exact_gradient(), 1),
-    "exact-cosine": Method("exact, cosine", lambda key: exact_gradient(), 1, 1.0),
+    # For a short budget: half of the calls in a quarter of the steps, no momentum.
+    "fast-half": Method(
+        "fast preset, half",
+        _zoar(0, rademacher(), 2 * NUM_DIRECTIONS),
+        2 * NUM_DIRECTIONS,
+        exponential(2.2, 0.25),
+        (0.0, 0.95),
+    ),
+    # A gradient is counted as a step of the others.
+    "exact": Method("exact gradient", lambda key: exact_gradient(), NUM_DIRECTIONS),
+    "exact-cosine": Method(
+        "exact, cosine", lambda key: exact_gradient(), NUM_DIRECTIONS, cosine()
+    ),
 }
 
 
@@ -82,11 +112,9 @@ def optimizer(
     method: Method, key: jax.Array, step_size: jax.Array, iterations: int
 ) -> optax.GradientTransformationExtraArgs:
     """The estimator and R-AdaZO."""
-    schedule = step_size
-    if method.cosine:
-        decay = optax.cosine_decay_schedule(1.0, round(method.cosine * iterations))
-        schedule = lambda count: step_size * decay(count)
-    return optax.chain(method.build(key), zojax.radazo(schedule))
+    schedule = lambda count: step_size * method.decay(count / iterations)
+    b1, b2 = method.betas
+    return optax.chain(method.build(key), zojax.radazo(schedule, b1=b1, b2=b2))
 
 
 def _axes(carry: Any) -> Any:
@@ -107,6 +135,7 @@ def curves(
     iterations: int,
     seeds: Sequence[int],
     step_sizes: Sequence[float] = STEPS,
+    num_points: int | None = None,
     tick: Callable[[float], Any] = lambda share: None,
 ) -> Curves:
     """Runs a method from every seed with every step size, all in one program.
@@ -115,11 +144,13 @@ def curves(
       f: f[d] -> f[].
       method: one of METHODS.
       dimension: d.
-      iterations: a multiple of NUM_POINTS.
+      iterations: a multiple of num_points.
       seeds: each gives theta_0 ~ N(0, I) and the noise.
       step_sizes: of R-AdaZO; where the method decays it, the first one.
+      num_points: of a curve, beside the start; NUM_POINTS by default.
       tick: is called with the share that is done, and may raise to stop.
     """
+    num_points = num_points or NUM_POINTS
 
     def begin(seed, step_size):
         start_key, noise_key = jax.random.split(jax.random.key(seed))
@@ -134,7 +165,7 @@ def curves(
             updates, state = opt.update(None, state, x, value_fn=f)
             return (optax.apply_updates(x, updates), state), None
 
-        carry, _ = jax.lax.scan(step, carry, length=iterations // NUM_POINTS)
+        carry, _ = jax.lax.scan(step, carry, length=iterations // num_points)
         return carry, f(carry[0])
 
     # The step sizes of a seed share its key and count, so that vmap draws noise once.
@@ -145,9 +176,32 @@ def curves(
     block = jax.jit(advance, donate_argnums=0)
     carry = jax.jit(begin)(seeds, step_sizes)
     losses = [jax.vmap(jax.vmap(f))(carry[0])]
-    for point in range(NUM_POINTS):
+    for point in range(num_points):
         carry, loss = block(carry, step_sizes)
         losses.append(jax.block_until_ready(loss))
-        tick((point + 1) / NUM_POINTS)
-    iterations_seen = np.arange(NUM_POINTS + 1) * (iterations // NUM_POINTS)
+        tick((point + 1) / num_points)
+    iterations_seen = np.arange(num_points + 1) * (iterations // num_points)
     return Curves(iterations_seen, np.stack(losses, axis=-1))
+
+
+def sweep(
+    one: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    values: Sequence[float],
+    step_sizes: Sequence[float],
+    seeds: Sequence[int],
+    tick: Callable[[float], Any] = lambda share: None,
+) -> np.ndarray:
+    """Results f[seeds, values, step sizes] of one(seed, value, step size).
+
+    A program of all values and step sizes, which share their seed's noise, is called
+    for each seed.
+    """
+    inner = jax.vmap(one, (None, None, 0))
+    program = jax.jit(jax.vmap(inner, (None, 0, None)))
+    found = []
+    for done, seed in enumerate(seeds, 1):
+        found.append(
+            np.asarray(program(seed, jnp.asarray(values), jnp.asarray(step_sizes)))
+        )
+        tick(done / len(seeds))
+    return np.stack(found)

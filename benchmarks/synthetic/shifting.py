@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table
 
 import zojax
-from benchmarks.synthetic.runs import NUM_DIRECTIONS, SMOOTHING, STEPS
+from benchmarks.synthetic.runs import NUM_DIRECTIONS, SMOOTHING, STEPS, sweep
 from benchmarks.synthetic.study import COLOURS, Cell, Row, Study, plain, tabulate
 
 QUICK, FULL = (500, 2000), (2000, 10_000)  # d, iterations
@@ -74,25 +75,18 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
                     seed=seed,
                 )
 
-            over_steps = jax.vmap(one, (None, None, 0))
-            over_speeds = jax.vmap(over_steps, (None, 0, None))
-            every = jax.jit(over_speeds)
-            rows = []
-            for done, number in enumerate(range(seed, seed + SEEDS), 1):
-                losses = every(number, jnp.asarray(SPEEDS), jnp.asarray(STEPS))
-                rows += [
-                    {
-                        "history_size": history_size,
-                        "speed": speed,
-                        "step_size": step_size,
-                        "seed": number,
-                        "loss": float(losses[i, j]),
-                    }
-                    for i, speed in enumerate(SPEEDS)
-                    for j, step_size in enumerate(STEPS)
-                ]
-                tick(done / SEEDS)
-            return rows
+            numbers = range(SEEDS * seed, SEEDS * (seed + 1))
+            losses = sweep(one, SPEEDS, STEPS, numbers, tick)
+            return [
+                {
+                    "history_size": history_size,
+                    "speed": SPEEDS[j],
+                    "step_size": STEPS[k],
+                    "seed": numbers[i],
+                    "loss": float(loss),
+                }
+                for (i, j, k), loss in np.ndenumerate(losses)
+            ]
 
         return run
 
