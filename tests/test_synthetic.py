@@ -323,6 +323,11 @@ def small(monkeypatch):
     monkeypatch.setattr(noise, "QUICK", (10, 20))
     monkeypatch.setattr(projection, "QUICK", (100,))
     monkeypatch.setattr(projection, "REPEATS", 1)
+    two = lambda chunk_size, all=projection.estimators: {
+        name: all(chunk_size)[name] for name in (projection.BASE, "two-stage DAP")
+    }
+    monkeypatch.setattr(projection, "estimators", two)
+    monkeypatch.setattr(noise, "NAMES", ("mean", "zoar-20"))
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -396,9 +401,11 @@ def test_interrupted_and_resumed_is_as_unbroken(toy, tmp_path, monkeypatch, caps
     assert "--resume" in error
     assert len(error.splitlines()) == 1
     monkeypatch.setattr(Folder, "save", save)
+    kept_cells = set(pd.read_csv(tmp_path / "toy/toy.csv")["cell"])
     toy.worked.clear()
     assert main([*flags, "--resume"]) == 0
-    assert toy.worked == [2, 3, 4]
+    assert len(toy.worked) == 3
+    assert {f"cell-{i}" for i in toy.worked}.isdisjoint(kept_cells)
     assert (tmp_path / "toy/toy.csv").read_text() == whole
 
 
@@ -433,11 +440,13 @@ def test_a_damaged_csv_is_measured_again(toy, tmp_path):
         assert (tmp_path / "toy/toy.csv").read_text() == whole
 
 
-def test_other_studies_of_a_folder_are_left_alone(toy, small, tmp_path):
+def test_other_studies_of_a_folder_are_left_alone(toy, tmp_path, monkeypatch):
     assert main(["synthetic", "--studies=toy", f"--output={tmp_path}"]) == 0
     whole = (tmp_path / "toy/toy.csv").read_text()
-    flags = ["synthetic", "--studies=projection", "--seed=3", f"--output={tmp_path}"]
+    monkeypatch.setitem(STUDIES, "another", "toy_study")
+    flags = ["synthetic", "--studies=another", "--seed=3", f"--output={tmp_path}"]
     assert main(flags) == 0
+    assert (tmp_path / "another/another.csv").exists()
     assert (tmp_path / "toy/toy.csv").read_text() == whole
 
 
