@@ -20,7 +20,7 @@ NUM_POINTS = 50  # of a curve, beside the start
 
 
 Decay = Callable[[jax.Array], jax.Array]
-"""Share of the run that is done -> factor of the step size."""
+"""Share of the budget that is spent -> factor of the step size."""
 
 
 def constant(t: jax.Array) -> jax.Array:
@@ -28,15 +28,14 @@ def constant(t: jax.Array) -> jax.Array:
     return jnp.ones_like(t)
 
 
-def cosine(budget: float = 1.0) -> Decay:
-    """Half a wave, from 1 to 0 over this share of the run; then nothing moves."""
-    wave = lambda t: (1 + jnp.cos(jnp.pi * t / budget)) / 2
-    return lambda t: jnp.where(t < budget, wave(t), 0.0)
+def cosine(t: jax.Array) -> jax.Array:
+    """Half a wave, from 1 to 0."""
+    return (1 + jnp.cos(jnp.pi * t)) / 2
 
 
-def exponential(rate: float, budget: float = 1.0) -> Decay:
-    """From 1 to exp(-rate) over this share of the run; then nothing moves."""
-    return lambda t: jnp.where(t < budget, jnp.exp(-rate * t / budget), 0.0)
+def exponential(rate: float) -> Decay:
+    """From 1 to exp(-rate)."""
+    return lambda t: jnp.exp(-rate * t)
 
 
 class Method(NamedTuple):
@@ -47,6 +46,7 @@ class Method(NamedTuple):
     queries: int  # a step
     decay: Decay = constant
     betas: tuple[float, float] = (0.9, 0.99)
+    budget: float = 1.0  # share of the run's steps; after it nothing moves
 
 
 def exact_gradient() -> optax.GradientTransformationExtraArgs:
@@ -71,6 +71,15 @@ def _vanilla(key):
 
 _mean_rademacher = _zoar(0, rademacher())
 
+
+def _fast(label, budget):
+    num_directions = 2 * NUM_DIRECTIONS
+    estimator = _zoar(0, rademacher(), num_directions)
+    return Method(
+        label, estimator, num_directions, exponential(2.2), (0.0, 0.95), budget
+    )
+
+
 METHODS = {
     "vanilla": Method("vanilla", _vanilla, NUM_DIRECTIONS + 1),
     "mean": Method("mean baseline", _zoar(0), NUM_DIRECTIONS),
@@ -78,25 +87,20 @@ METHODS = {
     "zoar-5": Method("ZoAR N = 5", _zoar(5), NUM_DIRECTIONS),
     "zoar-6": Method("ZoAR N = 6", _zoar(6), NUM_DIRECTIONS),
     "zoar-20": Method("ZoAR N = 20", _zoar(20), NUM_DIRECTIONS),
-    "zoar-5-cosine": Method("ZoAR N = 5, cosine", _zoar(5), NUM_DIRECTIONS, cosine()),
+    "zoar-5-cosine": Method("ZoAR N = 5, cosine", _zoar(5), NUM_DIRECTIONS, cosine),
     # The recommended preset is the mean baseline, Rademacher, cosine decay.
     "mean-rademacher": Method("mean, Rademacher", _mean_rademacher, NUM_DIRECTIONS),
-    "recommended": Method("recommended", _mean_rademacher, NUM_DIRECTIONS, cosine()),
+    "recommended": Method("recommended", _mean_rademacher, NUM_DIRECTIONS, cosine),
     "recommended-half": Method(
-        "recommended, half", _mean_rademacher, NUM_DIRECTIONS, cosine(0.5)
+        "recommended, half", _mean_rademacher, NUM_DIRECTIONS, cosine, budget=0.5
     ),
-    # For a short budget: half of the calls in a quarter of the steps, no momentum.
-    "fast-half": Method(
-        "fast preset, half",
-        _zoar(0, rademacher(), 2 * NUM_DIRECTIONS),
-        2 * NUM_DIRECTIONS,
-        exponential(2.2, 0.25),
-        (0.0, 0.95),
-    ),
+    # For short budgets, half and 30% of the calls: K = 20, no momentum.
+    "fast-half": _fast("fast preset, half", 0.25),
+    "fast-30": _fast("fast preset, 30%", 0.15),
     # A gradient is counted as a step of the others.
     "exact": Method("exact gradient", lambda key: exact_gradient(), NUM_DIRECTIONS),
     "exact-cosine": Method(
-        "exact, cosine", lambda key: exact_gradient(), NUM_DIRECTIONS, cosine()
+        "exact, cosine", lambda key: exact_gradient(), NUM_DIRECTIONS, cosine
     ),
 }
 
@@ -112,7 +116,12 @@ def optimizer(
     method: Method, key: jax.Array, step_size: jax.Array, iterations: int
 ) -> optax.GradientTransformationExtraArgs:
     """The estimator and R-AdaZO."""
-    schedule = lambda count: step_size * method.decay(count / iterations)
+    budget = method.budget * iterations
+
+    def schedule(count):
+        factor = jnp.where(count < budget, method.decay(count / budget), 0.0)
+        return step_size * factor
+
     b1, b2 = method.betas
     return optax.chain(method.build(key), zojax.radazo(schedule, b1=b1, b2=b2))
 
