@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-__all__ = ["UsageError", "positive", "whole_number"]
+__all__ = ["UsageError", "names_of", "positive", "whole_number"]
 
 
 class UsageError(Exception):
@@ -45,3 +45,18 @@ def positive(text: str) -> float:
     if not (number > 0 and math.isfinite(number)):
         raise argparse.ArgumentTypeError(f"must be a number > 0, got {text!r}")
     return number
+
+
+def names_of(kind: str, choices: Collection[str]) -> Callable[[str], list[str]]:
+    """Returns an argparse type: some of the choices, separated by commas."""
+
+    def parse(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in choices:
+                raise argparse.ArgumentTypeError(
+                    f"unknown {kind} {name!r}, choose from {','.join(choices)}"
+                )
+        return [name for name in choices if name in names]
+
+    return parse

@@ -20,21 +20,10 @@ from rich.progress import (
 )
 
 import zojax
-from benchmarks import UsageError, positive, whole_number
+from benchmarks import UsageError, names_of, positive, whole_number
 from benchmarks.attack import classifier, report
 from benchmarks.attack.engine import BOUND, METHODS, attack, white_box
 from benchmarks.attack.results import SETTINGS, Finished, Folder, Row
-
-
-def method_names(text: str) -> list[str]:
-    """An argparse type: names of METHODS, separated by commas."""
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in METHODS:
-            raise argparse.ArgumentTypeError(
-                f"unknown method {name!r}, choose from {','.join(METHODS)}"
-            )
-    return [name for name in METHODS if name in names]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--queries", type=whole_number(1), default=2000, help="budget of a digit")
     add(
         "--methods",
-        type=method_names,
+        type=names_of("method", METHODS),
         default=",".join(METHODS),
         help="which to compare, separated by commas",
     )

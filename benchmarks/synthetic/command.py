@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 import zojax
-from benchmarks import UsageError, whole_number
+from benchmarks import UsageError, names_of, whole_number
 from benchmarks.folder import Folder
 from benchmarks.synthetic import STUDIES
 from benchmarks.synthetic.study import Cell, Row, Study
@@ -30,23 +30,12 @@ from benchmarks.synthetic.study import Cell, Row, Study
 LARGEST_SEED = 10**8  # a run uses a few seeds for each, and they are 32-bit
 
 
-def study_names(text: str) -> list[str]:
-    """An argparse type: names of STUDIES, separated by commas."""
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in STUDIES:
-            raise argparse.ArgumentTypeError(
-                f"unknown study {name!r}, choose from {','.join(STUDIES)}"
-            )
-    return [name for name in STUDIES if name in names]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the task."""
     add = parser.add_argument
     add(
         "--studies",
-        type=study_names,
+        type=names_of("study", STUDIES),
         default=",".join(name for name in STUDIES if name != "rival"),
         help="which to run, separated by commas; there is also rival, which times a"
         " PyTorch loop and needs PyTorch",
