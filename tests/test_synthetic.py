@@ -16,13 +16,13 @@ import pytest
 from matplotlib.figure import Figure
 
 import zojax
-from benchmarks import functions
+from benchmarks import functions, studies
 from benchmarks.__main__ import main
 from benchmarks.folder import Folder
+from benchmarks.study import Study, plain, with_error
 from benchmarks.synthetic import (
     STUDIES,
     batch_split,
-    command,
     convergence,
     density,
     equivalence,
@@ -35,7 +35,6 @@ from benchmarks.synthetic import (
     shifting,
     variance,
 )
-from benchmarks.synthetic.study import Study, plain, with_error
 
 OURS = [name for name in STUDIES if name != "rival"]
 
@@ -425,7 +424,7 @@ def test_an_interrupted_cell_stops_early(toy, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(toy, "cell", lambda i: endless)
-    monkeypatch.setattr(command, "wait", interrupt)
+    monkeypatch.setattr(studies, "wait", interrupt)
     assert main(["synthetic", "--studies=toy", f"--output={tmp_path}"]) == 130
     assert ended
 

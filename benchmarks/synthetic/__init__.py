@@ -1,6 +1,6 @@
 """The papers' synthetic experiments side by side, their calls of f counted.
 
-Each study is a module with a :class:`benchmarks.synthetic.study.Study`: cells that are
+Each study is a module with a :class:`benchmarks.study.Study`: cells that are
 measured, tables, findings computed from the rows, and a figure.
 """
 
@@ -26,13 +26,14 @@ STUDIES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the task."""
-    from benchmarks.synthetic import command
+    from benchmarks import studies
 
-    command.add_arguments(parser)
+    also = {"rival": "times a PyTorch loop and needs PyTorch"}
+    studies.add_arguments(parser, STUDIES, also)
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the task."""
-    from benchmarks.synthetic import command
+    from benchmarks import studies
 
-    command.run(args)
+    studies.run(args, STUDIES)

@@ -7,8 +7,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from benchmarks.synthetic.estimates import METHODS, PROBLEMS, Method, measure, two_stage
-from benchmarks.synthetic.study import COLOURS, Cell, Study, relative, tabulate
+from benchmarks.study import COLOURS, Cell, Study, tabulate
+from benchmarks.synthetic.estimates import (
+    METHODS,
+    PROBLEMS,
+    Method,
+    measure,
+    relative,
+    two_stage,
+)
 
 SPLITS = (0.1, 0.25, 0.5, 0.75, 0.9)
 SIZES = (16, 64, 256)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from benchmarks.functions import FUNCTIONS
+from benchmarks.study import COLOURS, Cell, Row, Study, plain, tabulate
 from benchmarks.synthetic.runs import (
     METHODS,
     PAPER_STEP,
@@ -24,7 +25,6 @@ from benchmarks.synthetic.runs import (
     constant,
     curves,
 )
-from benchmarks.synthetic.study import COLOURS, Cell, Row, Study, plain, tabulate
 
 QUICK, FULL = (500, 2000), (10_000, 20_000)  # d, iterations
 SEEDS = 3

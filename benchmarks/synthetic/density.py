@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from benchmarks.synthetic.estimates import METHODS, Problem, measure
-from benchmarks.synthetic.study import COLOURS, Cell, Study, relative, tabulate
+from benchmarks.study import COLOURS, Cell, Study, tabulate
+from benchmarks.synthetic.estimates import METHODS, Problem, measure, relative
 
 DENSITIES = (1 / 16, 1 / 4, 1 / 2, 1.0)
 NAMES = (

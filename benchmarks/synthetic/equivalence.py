@@ -14,6 +14,7 @@ from rich.table import Table
 
 import zojax
 from benchmarks.functions import FUNCTIONS
+from benchmarks.study import COLOURS, Cell, Study, tabulate
 from benchmarks.synthetic.runs import (
     NUM_DIRECTIONS,
     PAPER_STEP,
@@ -21,7 +22,6 @@ from benchmarks.synthetic.runs import (
     Method,
     curves,
 )
-from benchmarks.synthetic.study import COLOURS, Cell, Study, tabulate
 from zojax.perturbations import sphere
 
 QUICK, FULL = (500, 2000), (10_000, 5000)  # d, iterations

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 
 import zojax
 from benchmarks.functions import product
@@ -405,4 +406,14 @@ def measure(
         }
         for size in sizes
         for name, stats in found[size].items()
+    ]
+
+
+def relative(frame: pd.DataFrame, by: list[str], group: list[str]) -> pd.DataFrame:
+    """Adds `ratio`: the mean error over the sphere's in the same group."""
+    frame = frame[frame["measure"].isin(("error", "tau_error"))]
+    sphere = frame[frame["method"] == "sphere"].set_index([*group, "measure"])["mean"]
+    keys = pd.MultiIndex.from_frame(frame[[*group, "measure"]])
+    return frame.assign(ratio=frame["mean"].to_numpy() / sphere.loc[keys].to_numpy())[
+        [*by, *group, "measure", "mean", "standard_error", "theory", "ratio"]
     ]

@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from benchmarks.study import COLOURS, Cell, Study, plain, tabulate, with_error
 from benchmarks.synthetic.density import linear_problem
 from benchmarks.synthetic.estimates import Method, measure
-from benchmarks.synthetic.study import COLOURS, Cell, Study, plain, tabulate, with_error
 from zojax import perturbations
 
 SQUARED_COSINES = (1.0, 0.75, 0.5, 0.25, 0.0)

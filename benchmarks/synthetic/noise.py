@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from benchmarks.functions import quadratic
+from benchmarks.study import COLOURS, Cell, Row, Study, plain, tabulate
 from benchmarks.synthetic.runs import METHODS, SMOOTHING, STEPS, optimizer, sweep
-from benchmarks.synthetic.study import COLOURS, Cell, Row, Study, plain, tabulate
 
 QUICK, FULL = (500, 2000), (2000, 10_000)  # d, iterations
 NOISES = (0.0, 0.1, 1.0, 10.0, 100.0)

@@ -20,7 +20,7 @@ from rich.table import Table
 import zojax
 from benchmarks.functions import quadratic
 from benchmarks.speed import median_ratio, take_turns, training
-from benchmarks.synthetic.study import COLOURS, Cell, Study, tabulate
+from benchmarks.study import COLOURS, Cell, Study, tabulate
 from zojax import perturbations
 
 SMOOTHING, NUM_DIRECTIONS = 1e-3, 10

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from benchmarks.functions import FUNCTIONS
+from benchmarks.study import COLOURS, Cell, Study, plain, tabulate
 from benchmarks.synthetic.convergence import curve_rows
 from benchmarks.synthetic.runs import METHODS, PAPER_STEP, curves
-from benchmarks.synthetic.study import COLOURS, Cell, Study, plain, tabulate
 
 DIMENSION = 10_000
 # (iterations, seeds, points of a curve)

@@ -19,8 +19,8 @@ import zojax
 from benchmarks.functions import FUNCTIONS
 from benchmarks.rivals import zoar_torch
 from benchmarks.speed import median_ratio, take_turns, training
+from benchmarks.study import COLOURS, Cell, Row, Study, tabulate
 from benchmarks.synthetic.runs import NUM_DIRECTIONS, PAPER_STEP, SMOOTHING
-from benchmarks.synthetic.study import COLOURS, Cell, Row, Study, tabulate
 from zojax.perturbations import gaussian, rademacher
 
 HISTORY, DIMENSION = 5, 10_000

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 import zojax
+from benchmarks.study import COLOURS, Cell, Row, Study, plain, tabulate
 from benchmarks.synthetic.runs import NUM_DIRECTIONS, SMOOTHING, STEPS, sweep
-from benchmarks.synthetic.study import COLOURS, Cell, Row, Study, plain, tabulate
 
 QUICK, FULL = (500, 2000), (2000, 10_000)  # d, iterations
 SPEEDS = (0.0, 3e-4, 1e-3, 3e-3)

@@ -14,8 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from benchmarks.study import COLOURS, Cell, Study, plain, tabulate, with_error
 from benchmarks.synthetic.estimates import MEASURES, METHODS, PROBLEMS, measure
-from benchmarks.synthetic.study import COLOURS, Cell, Study, plain, tabulate, with_error
 
 QUICK_SIZES = (2, 8, 32, 128)
 FULL_SIZES = (2, 4, 8, 16, 32, 64, 128, 256, 512)

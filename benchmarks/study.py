@@ -18,7 +18,6 @@ __all__ = [
     "Study",
     "Tick",
     "plain",
-    "relative",
     "tabulate",
     "with_error",
 ]
@@ -97,13 +96,3 @@ def with_error(mean: float, error: float) -> str:
         return plain(mean)
     digits = max(0, -math.floor(math.log10(error)))
     return f"{mean:.{digits}f}({round(error * 10**digits)})"
-
-
-def relative(frame: pd.DataFrame, by: list[str], group: list[str]) -> pd.DataFrame:
-    """Adds `ratio`: the mean error over the sphere's in the same group."""
-    frame = frame[frame["measure"].isin(("error", "tau_error"))]
-    sphere = frame[frame["method"] == "sphere"].set_index([*group, "measure"])["mean"]
-    keys = pd.MultiIndex.from_frame(frame[[*group, "measure"]])
-    return frame.assign(ratio=frame["mean"].to_numpy() / sphere.loc[keys].to_numpy())[
-        [*by, *group, "measure", "mean", "standard_error", "theory", "ratio"]
-    ]

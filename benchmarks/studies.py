@@ -1,4 +1,4 @@
-"""The command ``python -m benchmarks synthetic``."""
+"""A task that is a list of studies: its options, its run, what a resumed run keeps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import threading
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -24,21 +25,33 @@ from rich.progress import (
 import zojax
 from benchmarks import UsageError, names_of, whole_number
 from benchmarks.folder import Folder
-from benchmarks.synthetic import STUDIES
-from benchmarks.synthetic.study import Cell, Row, Study
+from benchmarks.study import Cell, Row, Study
 
 LARGEST_SEED = 10**8  # a run uses a few seeds for each, and they are 32-bit
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of the task."""
+def add_arguments(
+    parser: argparse.ArgumentParser,
+    studies: Mapping[str, str],
+    also: Mapping[str, str] | None = None,
+) -> None:
+    """Declares the options of a task.
+
+    Args:
+      parser: the task's.
+      studies: module of each study, by name.
+      also: those that run only when asked for, with what to say of them.
+    """
+    also = also or {}
     add = parser.add_argument
     add(
         "--studies",
-        type=names_of("study", STUDIES),
-        default=",".join(name for name in STUDIES if name != "rival"),
-        help="which to run, separated by commas; there is also rival, which times a"
-        " PyTorch loop and needs PyTorch",
+        type=names_of("study", studies),
+        default=",".join(name for name in studies if name not in also),
+        help="; ".join(
+            ["which to run, separated by commas"]
+            + [f"there is also {name}, which {what}" for name, what in also.items()]
+        ),
     )
     add("--full", action="store_true", help="the papers' sizes; resumable")
     add("--seed", type=whole_number(0), default=0, help="of objectives and noise")
@@ -51,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--output",
         type=Path,
-        help="folder; by default results/synthetic, or results/synthetic-full",
+        help="folder; by default results/TASK, or results/TASK-full",
     )
     add(
         "--resume",
@@ -60,32 +73,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    """Runs the studies, one after the other, and reports each as it ends."""
+def run(args: argparse.Namespace, studies: Mapping[str, str]) -> None:
+    """Runs the studies asked for, one after the other; reports each as it ends."""
     if args.seed > LARGEST_SEED:
         raise UsageError(f"--seed must be at most {LARGEST_SEED}, got {args.seed}")
     if args.output is None:
-        args.output = Path(
-            "results/synthetic-full" if args.full else "results/synthetic"
-        )
+        args.output = Path("results") / (args.task + ("-full" if args.full else ""))
     settings = {"full": args.full, "seed": args.seed, "zojax": zojax.__version__}
-    studies = {
+    chosen: dict[str, Study] = {
         name: importlib.import_module(module).STUDY
-        for name, module in STUDIES.items()
+        for name, module in studies.items()
         if name in args.studies
     }
-    folders = {name: Folder(args.output / name) for name in studies}
+    folders = {name: Folder(args.output / name) for name in chosen}
     for name, folder in folders.items():
         old = [folder.path / f"{name}.{end}" for end in ("csv", "png")]
         folder.begin(settings, old, args.resume)
     console = Console(highlight=False)
     try:
-        for name, study in studies.items():
+        for name, study in chosen.items():
             frame = _measure(name, study, args, folders[name], console)
             _show(name, study, frame, folders[name], console)
     except KeyboardInterrupt:
         kept = []
-        for name, study in studies.items():
+        for name, study in chosen.items():
             cells = study.cells(args.full, args.seed)
             rows = _load(folders[name].path / f"{name}.csv", cells)
             found = 0 if rows is None else rows["cell"].nunique()
