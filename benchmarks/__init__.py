@@ -9,7 +9,7 @@ import argparse
 import math
 from collections.abc import Callable, Collection
 
-__all__ = ["UsageError", "names_of", "positive", "whole_number"]
+__all__ = ["UsageError", "names_of", "positive", "positives", "whole_number"]
 
 
 class UsageError(Exception):
@@ -45,6 +45,11 @@ def positive(text: str) -> float:
     if not (number > 0 and math.isfinite(number)):
         raise argparse.ArgumentTypeError(f"must be a number > 0, got {text!r}")
     return number
+
+
+def positives(text: str) -> list[float]:
+    """An argparse type: finite floats > 0, separated by commas; sorted."""
+    return sorted({positive(part) for part in text.split(",")})
 
 
 def names_of(kind: str, choices: Collection[str]) -> Callable[[str], list[str]]:

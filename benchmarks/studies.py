@@ -6,9 +6,7 @@ import argparse
 import importlib
 import io
 import os
-import threading
-from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +24,7 @@ import zojax
 from benchmarks import UsageError, names_of, whole_number
 from benchmarks.folder import Folder
 from benchmarks.study import Cell, Row, Study
+from benchmarks.threads import run_all
 
 LARGEST_SEED = 10**8  # a run uses a few seeds for each, and they are 32-bit
 
@@ -120,10 +119,6 @@ def _load(path: Path, cells: dict[str, Cell]) -> pd.DataFrame | None:
     return frame if len(frame) else None
 
 
-class _Stopped(Exception):
-    """Raised inside a cell when the run is being interrupted."""
-
-
 def _measure(
     name: str, study: Study, args: argparse.Namespace, folder: Folder, console: Console
 ) -> pd.DataFrame:
@@ -134,7 +129,6 @@ def _measure(
     if args.resume and (kept := _load(path, cells)) is not None:
         frames.append(kept)
     done = set() if not frames else set(frames[0]["cell"])
-    stop = threading.Event()
     bars = Progress(
         TextColumn(f"{study.title:<44.44}"),
         BarColumn(),
@@ -146,38 +140,30 @@ def _measure(
     )
     bar = bars.add_task("", total=len(cells), completed=len(done))
 
-    def compute(cell: Cell) -> list[Row]:
-        seen = 0.0
+    def work(cell: Cell) -> Callable[[Callable[[], None]], list[Row]]:
+        def compute(check: Callable[[], None]) -> list[Row]:
+            seen = 0.0
 
-        def tick(share: float) -> None:
-            nonlocal seen
-            if stop.is_set():
-                raise _Stopped
-            bars.advance(bar, share - seen)
-            seen = share
+            def tick(share: float) -> None:
+                nonlocal seen
+                check()
+                bars.advance(bar, share - seen)
+                seen = share
 
-        rows = cell(tick)
-        bars.advance(bar, 1 - seen)
-        return rows
+            rows = cell(tick)
+            bars.advance(bar, 1 - seen)
+            return rows
+
+        return compute
 
     def keep(cell_name: str, rows: list[Row]) -> None:
         found = pd.DataFrame(rows).assign(cell=cell_name)
         folder.save(path, pd.concat([*frames, found]).to_csv(index=False).encode())
         frames.append(found)
 
-    missing = {cell: work for cell, work in cells.items() if cell not in done}
-    pool = ThreadPoolExecutor(1 if study.timed else args.jobs)
-    running: dict[Future, str] = {}
-    try:
-        with bars:
-            running = {pool.submit(compute, c): cell for cell, c in missing.items()}
-            while running:
-                ended, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    keep(running.pop(future), future.result())
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+    missing = {name: work(cell) for name, cell in cells.items() if name not in done}
+    with bars:
+        run_all(missing, 1 if study.timed else args.jobs, keep)
     # In the order of the study, whatever the order in which cells ended.
     frame = pd.concat(frames)
     order = {cell: i for i, cell in enumerate(cells)}

@@ -16,7 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import zojax
-from benchmarks import functions, studies
+from benchmarks import functions, threads
 from benchmarks.__main__ import main
 from benchmarks.folder import Folder
 from benchmarks.study import Study, plain, with_error
@@ -424,7 +424,7 @@ def test_an_interrupted_cell_stops_early(toy, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(toy, "cell", lambda i: endless)
-    monkeypatch.setattr(studies, "wait", interrupt)
+    monkeypatch.setattr(threads, "wait", interrupt)
     assert main(["synthetic", "--studies=toy", f"--output={tmp_path}"]) == 130
     assert ended
 

