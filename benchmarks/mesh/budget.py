@@ -134,7 +134,7 @@ def findings(frame: pd.DataFrame) -> list[str]:
         f" {1e3 * floor.min():.4f}e-3 at best."
     ]
     for size, group in estimates.groupby("num_directions"):
-        first, second, *_ = group.nsmallest(2, "mean").itertuples(index=False)
+        first, second = group.nsmallest(2, "mean").itertuples(index=False)
         last = group.nlargest(1, "mean").iloc[0]
         dap = group[group["method"] == "dap"].iloc[0]
         sphere = group[group["method"] == "sphere"].iloc[0]
