@@ -23,11 +23,18 @@ class Folder:
         self.path = path
         self.settings = path / "settings.json"
 
+    def create(self) -> None:
+        """Makes the folder, or says why it cannot."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write {self.path}: {error.strerror}") from None
+
     def save(self, path: Path, data: bytes) -> None:
         """Replaces a file in one go."""
         part = path.with_name(path.name + ".part")
+        self.create()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             part.write_bytes(data)
             os.replace(part, path)
         except OSError as error:

@@ -52,8 +52,14 @@ def add_arguments(
             + [f"there is also {name}, which {what}" for name, what in also.items()]
         ),
     )
-    add("--full", action="store_true", help="the papers' sizes; resumable")
-    add("--seed", type=whole_number(0), default=0, help="of objectives and noise")
+    add(
+        "--full",
+        action="store_true",
+        help="the papers' sizes and more seeds; resumable",
+    )
+    add(
+        "--seed", type=whole_number(0), default=0, help="of noise and random objectives"
+    )
     add(
         "--jobs",
         type=whole_number(1),

@@ -26,7 +26,7 @@ Tick = Callable[[float], None]
 """Takes the share of a cell that is done; raises to stop it."""
 
 Row = dict[str, Any]
-"""A line of the study's CSV; all rows of a study have the same fields."""
+"""A line of the study's CSV; what a row lacks is empty there."""
 
 Cell = Callable[[Tick], list[Row]]
 """A unit of work: what a resumed run does again as a whole, or not at all."""

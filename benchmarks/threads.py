@@ -43,7 +43,8 @@ def run_all(
         }
         while running:
             ended, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in ended:
+            # Results first: an exception of one loses nothing of the others.
+            for future in sorted(ended, key=lambda f: f.exception() is not None):
                 keep(running.pop(future), future.result())
     finally:
         stop.set()

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from flax import serialization
+from rich.console import Console
 
 import zojax
 from benchmarks.__main__ import main
@@ -375,6 +376,7 @@ def test_too_few_images_to_train_on_get_one_line(tmp_path, capsys):
     folder, out = write_cifar(tmp_path / "data", n=2), tmp_path / "results"
     assert main(["attack", f"--data={folder}", f"--output={out}"]) == 2
     assert "10 images to train on, at least 50 are needed" in one_line(capsys)
+    assert not out.exists()
 
 
 # -- statistics ------------------------------------------------------------------------
@@ -662,14 +664,39 @@ def test_bad_arguments_get_one_line(argv, expected, capsys, tmp_path, monkeypatc
 
 def test_unwritable_folder_gets_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
-    assert main(["attack", "--output", str(tmp_path / "file" / "results")]) == 2
+    out = tmp_path / "file" / "results"
+    assert main(["attack", *FLAGS, "--output", str(out)]) == 2
     assert "cannot write" in one_line(capsys)
 
 
-def test_too_many_images_gets_one_line(few_digits, tmp_path, capsys):
-    argv = ["attack", *FLAGS, "--images=61", "--output", str(tmp_path)]
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [(61, "60 images to attack, at least 61"), (60, "--images must be at most")],
+)
+def test_too_many_images_get_one_line(images, words, folder, capsys):
+    """Of 60 held out the classifier knows fewer; what was there before stays."""
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    argv = ["attack", *FLAGS, f"--images={images}", "--output", str(folder)]
     assert main(argv) == 2
-    assert "--images must be at most" in one_line(capsys)
+    assert words in one_line(capsys)
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_images_of_two_sizes_get_one_line(tmp_path, capsys):
+    folder = write_idx(tmp_path / "data")
+    (folder / TEST[0]).write_bytes(idx(np.zeros((40, 14, 14))))
+    assert main(["attack", f"--data={folder}", f"--output={tmp_path / 'out'}"]) == 2
+    assert "(28, 28) pixels to train on and of (14, 14)" in one_line(capsys)
+
+
+def test_table_counts_failures_beyond_the_budget(capsys):
+    """Half of four images broken: the median is the second, the third is beyond."""
+    found = {"a": rows_of([30, 100, None, None])}
+    console = Console(width=100)
+    console.print(report.table("Title", found, {"a": "A"}, 100))
+    printed = capsys.readouterr().out
+    assert "50% [15%, 85%]" in printed
+    assert "100 [30, -]" in printed
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ def outputs(notebook):
     return [output for cell in code_cells(notebook) for output in cell.outputs]
 
 
-def test_there_are_five():
-    assert [path.name[:2] for path in FILES] == ["01", "02", "03", "04", "05"]
+def test_there_are_six():
+    assert [path.name[:2] for path in FILES] == ["01", "02", "03", "04", "05", "06"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

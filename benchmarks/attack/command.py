@@ -71,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--learning-rates",
         type=positives,
         default="0.001,0.003,0.01",
-        help="of R-AdaZO: the grid of every method; the paper's is 0.01",
+        help="of R-AdaZO: the grid of every method; with 0.01, the paper's, results"
+        " at that one are shown as well",
     )
     add(
         "--start",
@@ -116,13 +117,21 @@ def run(args: argparse.Namespace) -> None:
             f"--queries must pay for one step, {dearest} with --directions"
             f" {args.directions}, got {args.queries}"
         )
-    images = data.load(args.data)  # before anything is written
+    images = data.load(args.data)
+    for name, least, number in (
+        ("train on", classifier.BATCH, len(images.training.labels)),
+        ("attack", args.images, len(images.held_out.labels)),
+    ):
+        if number < least:
+            raise UsageError(
+                f"there are {number} images to {name}, at least {least} are needed"
+            )
     settings = {name: getattr(args, name) for name in SETTINGS}
     settings |= {"data": args.data and str(args.data), "zojax": zojax.__version__}
     folder = Folder(args.output)
-    folder.open(settings, args.resume)
+    folder.create()
     try:
-        _run(args, images, folder)
+        _run(args, images, folder, settings)
     except KeyboardInterrupt:
         kept = ", ".join(map(" ".join, folder.rows())) or "no method yet"
         raise KeyboardInterrupt(
@@ -130,7 +139,12 @@ def run(args: argparse.Namespace) -> None:
         ) from None
 
 
-def _run(args: argparse.Namespace, images: data.Data, folder: Folder) -> None:
+def _run(
+    args: argparse.Namespace,
+    images: data.Data,
+    folder: Folder,
+    settings: dict[str, Any],
+) -> None:
     console = Console(highlight=False)
     bars = Progress(
         TextColumn("{task.description:<30}"),
@@ -141,6 +155,8 @@ def _run(args: argparse.Namespace, images: data.Data, folder: Folder) -> None:
         console=console,
     )
     with bars:
+        if args.resume:
+            folder.open(settings, resume=True)
         params, correct = _victim(args, images, folder, bars)
         chosen = np.flatnonzero(correct)[: args.images]
         if len(chosen) < args.images:
@@ -148,6 +164,9 @@ def _run(args: argparse.Namespace, images: data.Data, folder: Folder) -> None:
                 f"--images must be at most {len(chosen)}, the held-out images that the"
                 f" classifier knows, got {args.images}"
             )
+        if not args.resume:  # only now: nothing is lost to a bad argument
+            folder.open(settings, resume=False)
+        folder.save(folder.victim, serialization.to_bytes(params))
         victims = Images(*(leaf[chosen] for leaf in images.held_out))
         classify = lambda image: classifier.log_probs(params, image[None])[0]
         asked = {goal: GOALS[goal].asked(victims.labels) for goal in args.goals}
@@ -238,7 +257,9 @@ def _finish(
 ) -> Finished:
     """Rows of all learning rates; of the images only those that `tuned` picks."""
     rates = args.learning_rates
-    adversarial = np.asarray(state.adversarial)
+    adversarial, success, queries = (
+        np.asarray(leaf) for leaf in (state.adversarial, state.success, state.queries)
+    )
     changes = (adversarial - victims.images[:, None]).reshape(
         *adversarial.shape[:2], -1
     )
@@ -250,8 +271,8 @@ def _finish(
             int(victims.rows[i]),
             int(victims.labels[i]),
             int(asked[i]),
-            success=bool(state.success[i, j]),
-            queries=int(state.queries[i, j]),
+            success=bool(success[i, j]),
+            queries=int(queries[i, j]),
             l2=float(np.linalg.norm(changes[i, j])),
             linf=float(np.abs(changes[i, j]).max()),
         )
@@ -267,11 +288,6 @@ def _victim(
 ) -> tuple[Any, np.ndarray]:
     """Returns (params, bool[n] which of the held-out images the classifier knows)."""
     training = Images(*(leaf[: args.training_images] for leaf in images.training))
-    if len(training.labels) < classifier.BATCH:
-        raise UsageError(
-            f"--data: {len(training.labels)} images to train on, at least"
-            f" {classifier.BATCH} are needed"
-        )
     bar = bars.add_task("training the classifier", total=args.epochs, note="epochs")
     params = None
     if args.resume and folder.victim.exists():
@@ -287,7 +303,6 @@ def _victim(
         params = classifier.train(
             training, args.epochs, args.seed, lambda: bars.advance(bar)
         )
-        folder.save(folder.victim, serialization.to_bytes(params))
     held_out = images.held_out
     predictions = classifier.log_probs(params, held_out.images).argmax(axis=-1)
     correct = np.asarray(predictions) == held_out.labels
@@ -310,8 +325,10 @@ def _show(
 ) -> None:
     names = {name: METHODS[name].label for name in finished}
     results = {name: tuned(kept.rows, args.queries) for name, kept in finished.items()}
-    panels = {"learning rate chosen on other images": results}
-    if PAPER_RATE in args.learning_rates and len(args.learning_rates) > 1:
+    rates = args.learning_rates
+    chosen = "learning rate chosen on other images"
+    panels = {chosen if len(rates) > 1 else f"learning rate {rates[0]:g}": results}
+    if PAPER_RATE in rates and len(rates) > 1:
         panels[f"the paper's learning rate, {PAPER_RATE:g}"] = {
             name: [row for row in kept.rows if row.learning_rate == PAPER_RATE]
             for name, kept in finished.items()

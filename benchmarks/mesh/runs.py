@@ -38,10 +38,6 @@ class Method(NamedTuple):
     build: Callable[..., optax.GradientTransformationExtraArgs]  # (K, key, chunk_size)
     extra: int = 1  # solves of a step beside one for each direction
 
-    def solves(self, num_directions: int) -> int:
-        """PDE solves of one step."""
-        return num_directions + self.extra
-
 
 def _forward(sampler, difference="forward"):
     def build(num_directions, key, chunk_size):
@@ -89,7 +85,12 @@ EXACT = "exact"  # in the place of a method's name: autodiff through the solver
 
 def label(name: str) -> str:
     """What a table calls a method."""
-    return "exact gradient" if name == EXACT else METHODS[name].label
+    return "autodiff" if name == EXACT else METHODS[name].label
+
+
+def cost(name: str, num_directions: int) -> int:
+    """PDE solves of a step; a gradient counts as a step of forward differences."""
+    return num_directions + (1 if name == EXACT else METHODS[name].extra)
 
 
 class Descent(NamedTuple):
@@ -203,8 +204,6 @@ def measure(
         return optax.sgd(lambda n: step_size * (decay(n) if cosine else 1.0))
 
     seeds = seeds[:1] if name == EXACT else seeds
-    # A gradient is counted as a step of the forward differences.
-    cost = num_directions + (1 if name == EXACT else METHODS[name].extra)
     runs, rows = len(step_sizes) * len(seeds), []
     with jax.enable_x64(True):
         exact = problem._replace(reference=exact_solution(problem.at))
@@ -229,7 +228,12 @@ def measure(
                 "seed": seed,
             }
             rows += [
-                common | {"iteration": n, "solves": n * cost, "rms": value}
+                common
+                | {
+                    "iteration": n,
+                    "solves": n * cost(name, num_directions),
+                    "rms": value,
+                }
                 for n, value in zip(
                     found.iterations.tolist(), found.values.tolist(), strict=True
                 )
