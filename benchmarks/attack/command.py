@@ -130,6 +130,7 @@ def run(args: argparse.Namespace) -> None:
     settings |= {"data": args.data and str(args.data), "zojax": zojax.__version__}
     folder = Folder(args.output)
     folder.create()
+    args.resume = args.resume and folder.settings.exists()
     try:
         _run(args, images, folder, settings)
     except KeyboardInterrupt:

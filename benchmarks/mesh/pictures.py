@@ -21,10 +21,10 @@ from benchmarks.study import COLOURS
 __all__ = ["STYLES", "band", "before_and_after", "error_field"]
 
 
-FLOOR = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.8, "zorder": 9}
+AUTODIFF = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.8, "zorder": 9}
 OTHERS = [colour for colour in COLOURS if colour != "#000000"]
 STYLES: dict[str, dict[str, Any]] = {
-    EXACT: FLOOR,
+    EXACT: AUTODIFF,
     **{
         name: {"color": colour, "linewidth": 1.8}
         for name, colour in zip(METHODS, OTHERS, strict=False)

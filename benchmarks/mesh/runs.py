@@ -78,8 +78,6 @@ METHODS = {
     "orthogonal": Method("orthogonal", _forward(perturbations.orthogonal())),
     "simplex": Method("simplex", _forward(perturbations.simplex(), "mean"), 0),
 }
-
-
 EXACT = "exact"  # in the place of a method's name: autodiff through the solver
 
 
@@ -103,7 +101,7 @@ class Descent(NamedTuple):
 
 
 def exact_gradient() -> optax.GradientTransformationExtraArgs:
-    """Autodiff through the solver in the place of an estimator: the floor."""
+    """Autodiff through the solver in the place of an estimator."""
 
     def update(updates, state, params, *, value_fn, **extra_args):
         del updates, extra_args
