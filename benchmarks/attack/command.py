@@ -341,8 +341,9 @@ def _show(
         title = f"{goal.capitalize()} ({what}), {panel}"
         console.print(report.table(title, rows, names, args.queries))
     say(
-        f"With exact gradients, which no method above sees, {ceiling:.0%} of these"
-        f" images break within the same bounds (+-{BOUND}, {what})."
+        f"With 50 signed steps along exact gradients, which no method above sees,"
+        f" {ceiling:.0%} of these images break within the same bounds (+-{BOUND},"
+        f" {what})."
     )
     for panel, rows in panels.items():
         say(
