@@ -1,5 +1,6 @@
 """The mesh benchmark: its solver, its objective, its runs and its command."""
 
+import functools
 import importlib
 
 import jax
@@ -278,9 +279,10 @@ def test_chunks_do_not_change_the_estimate():
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
-def test_rows_are_those_of_a_plain_loop():
-    """Of the second step size and seed; the step decays by (1 + cos(pi n / 4)) / 2."""
-    rows = runs.measure(
+@functools.cache
+def measured():
+    """Rows of four steps with K = 8 orthogonal directions."""
+    return runs.measure(
         SMALL,
         "orthogonal",
         8,
@@ -290,6 +292,11 @@ def test_rows_are_those_of_a_plain_loop():
         seeds=[4, 5],
         cosine=True,
     )
+
+
+def test_rows_are_those_of_a_plain_loop():
+    """Of the second step size and seed; the step decays by (1 + cos(pi n / 4)) / 2."""
+    rows = measured()
     value_fn = lambda params: problem.rms_error(params, SMALL)
     opt = runs.METHODS["orthogonal"].build(8, jax.random.key(5), None)
     update = jax.jit(lambda s, p: opt.update(None, s, p, value_fn=value_fn))
@@ -312,16 +319,7 @@ def test_rows_are_those_of_a_plain_loop():
 
 
 def test_pictures_show_the_rows():
-    rows = runs.measure(
-        SMALL,
-        "orthogonal",
-        8,
-        4,
-        num_points=2,
-        step_sizes=[1.0, 3.0],
-        seeds=[4, 5],
-        cosine=True,
-    )
+    rows = measured()
     assert len(rows) == 2 * 2 * 3
     last = rows[2]
     points = pictures.moved(SMALL, last["vertices"])
