@@ -436,6 +436,23 @@ def test_findings_by_hand():
     assert "(paired by seed): simplex 3100.0000; farther behind: DAP, ref" in ranking
 
 
+@pytest.mark.parametrize(("final", "limited"), [(5.02, True), (5.5, False)])
+def test_the_step_is_blamed_only_where_all_follow_autodiff(final, limited):
+    """Autodiff gains 1; both methods are alike, 0.02 or 0.5 behind it."""
+    ends = {"exact": [5.0], "sphere": [final] * 2, "dap": [final] * 2}
+    frame = pd.DataFrame(
+        [
+            {"method": name, "seed": seed, "iteration": n, "rms": rms}
+            for name, finals in ends.items()
+            for seed, end in enumerate(finals)
+            for n, rms in enumerate((6.0, end))
+        ]
+    )
+    assert any("limited by the step" in text for text in paper.findings(frame)) == (
+        limited
+    )
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [(["--studies=meshes"], "unknown study 'meshes'"), (["--jobs=0"], "--jobs")],

@@ -18,8 +18,7 @@ from benchmarks.mesh.problem import Problem, start, vertices
 from benchmarks.mesh.runs import EXACT, METHODS
 from benchmarks.study import COLOURS
 
-__all__ = ["STYLES", "band", "before_and_after", "error_field"]
-
+__all__ = ["STYLES", "band", "before_and_after", "error_field", "moved"]
 
 AUTODIFF = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.8, "zorder": 9}
 OTHERS = [colour for colour in COLOURS if colour != "#000000"]
