@@ -5,6 +5,7 @@ A case builds an optimizer with a fixed key; ``wrap`` is applied to each of its 
 public factory that is missing here.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from zojax.perturbations import (
     aligned,
     coordinate,
     gaussian,
+    lazy,
     orthogonal,
     rademacher,
     restrict,
@@ -32,6 +34,21 @@ class Case(NamedTuple):
     make: Callable[[Wrap], optax.GradientTransformationExtraArgs]
     num_queries: int  # calls of value_fn in a step, without value=
     reads_updates: bool = False
+
+
+def materializing(
+    opt: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """Lets a lazy sampler serve objectives that know nothing of it."""
+
+    def update(updates, state, params=None, *, value_fn, **extra_args):
+        @functools.wraps(value_fn)
+        def of_arrays(at, *args, **kwargs):
+            return value_fn(zojax.materialize(at), *args, **kwargs)
+
+        return opt.update(updates, state, params, value_fn=of_arrays, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(opt.init, update)
 
 
 MU, K = 1e-2, 4
@@ -67,6 +84,20 @@ ESTIMATORS: dict[str, Case] = {
             chunk_size=3,
         ),
         K,
+    ),
+    "lazy": Case(
+        zojax.two_point,
+        lambda wrap: materializing(
+            zojax.two_point(
+                MU,
+                K,
+                key=1,
+                sampler=wrap(lazy(rademacher())),
+                difference="central",
+                chunk_size=1,
+            )
+        ),
+        2 * K,
     ),
     "dap": Case(
         zojax.dap,
@@ -186,6 +217,7 @@ SAMPLERS: dict[str, Callable] = {
     "aligned": aligned,
     "coordinate": coordinate,
     "gaussian": gaussian,
+    "lazy": lazy,
     "orthogonal": orthogonal,
     "rademacher": rademacher,
     "restrict": restrict,

@@ -351,3 +351,16 @@ def test_descends(name):
         lambda x: jax.lax.scan(step, (x, opt.init(x)), length=600)
     )(x)
     assert float(loss(after)) < 0.7 * float(loss(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_can_be_donated(name):
+    """Each leaf is a buffer of its own, and not one that the factory still needs."""
+    params, opt = jnp.ones(5), build(name)
+    use_up = jax.jit(
+        lambda state: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state),
+        donate_argnums=0,
+    )
+    expected = jax.tree.map(np.array, opt.init(params))
+    use_up(opt.init(params))
+    chex.assert_trees_all_equal(jax.tree.map(np.array, opt.init(params)), expected)

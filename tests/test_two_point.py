@@ -187,6 +187,30 @@ def test_gaussian_estimates_the_gradient_of_the_smoothed_objective(difference):
     assert np.max(np.abs(samples.mean(axis=0) - plain) / error) > 10
 
 
+def test_clip_bounds_each_directional_derivative():
+    """On f = a . x the estimate is the mean of clip(a . v_k) v_k; a schedule serves."""
+    a, key, k = jnp.array([1.0, -2.0, 4.0]), jax.random.key(4), 5
+    bound = optax.linear_schedule(2.5, 0.5, 2)
+    opt = zojax.two_point(
+        1e-2,
+        k,
+        key=key,
+        sampler=perturbations.gaussian(),
+        difference="central",
+        clip=bound,
+    )
+    state = opt.init(a)
+    for step in range(3):
+        update, state = opt.update(None, state, 0 * a, value_fn=lambda x: a @ x)
+        step_key = jax.random.fold_in(key, step)
+        rows = np.stack([perturbations.gaussian()(step_key, i, k, a) for i in range(k)])
+        slopes = rows @ np.asarray(a)
+        limit = (2.5, 1.5, 0.5)[step]
+        assert np.abs(slopes).max() > limit
+        expected = np.clip(slopes, -limit, limit) @ rows / k
+        np.testing.assert_allclose(update, expected, rtol=1e-4)
+
+
 def test_mean_shrinks_by_one_sample_in_k():
     """E g = (K-1)/K grad f for independent rows."""
     sampler = perturbations.sphere()
@@ -598,6 +622,7 @@ def test_key_is_required():
         ({"num_directions": 0}, r"num_directions must be an int >= 1, got 0$"),
         ({"num_directions": 1.5}, r"num_directions must be an int >= 1, got 1.5$"),
         ({"num_directions": True}, r"num_directions must be an int >= 1, got True$"),
+        ({"clip": 0.0}, r"clip must be a number > 0, or a schedule, got 0.0$"),
         ({"chunk_size": 0}, r"chunk_size must be an int >= 1 or None, got 0$"),
         ({"chunk_size": 2.0}, r"chunk_size must be an int >= 1 or None, got 2.0$"),
         ({"difference": "both"}, r"difference must be one of \('forward'.*got 'both'$"),

@@ -37,6 +37,15 @@ def test_forward():
     np.testing.assert_array_equal(w, [0.5, -0.5, 2.5, 0.0])
 
 
+def test_clip():
+    # derivatives K w = 4, -0.5, -8, 3 against 3; the bound over K is 0.75
+    w = weights.clip(f32(1, -0.125, -2, 0.75), 3.0)
+    np.testing.assert_array_equal(w, [0.75, -0.125, -0.75, 0.75])
+    # with two of the four values finite the bound over their number is 1.5
+    w = weights.clip(f32(1, 0, -2, 0), 3.0, 2)
+    np.testing.assert_array_equal(w, [1, 0, -1.5, 0])
+
+
 def test_central():
     # (3 - 1)/2, (1 - 4)/2, (7 - 7)/2, (0 - 2)/2 = 1, -1.5, 0, -1, over K mu = 2
     w = weights.central(f32(3, 1, 7, 0), f32(1, 4, 7, 2), MU)

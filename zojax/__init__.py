@@ -4,6 +4,7 @@ from zojax import perturbations, queries, weights
 from zojax._base import QueryLog, Sampler
 from zojax.aligned_projection import AlignedProjectionState, aligned_projection
 from zojax.dap import DapState, dap
+from zojax.perturbations import PerturbedArray, materialize
 from zojax.queries import (
     Estimate,
     as_gradient,
@@ -24,6 +25,7 @@ __all__ = [
     "AlignedProjectionState",
     "DapState",
     "Estimate",
+    "PerturbedArray",
     "QueryLog",
     "ReinforceState",
     "Sampler",
@@ -39,6 +41,7 @@ __all__ = [
     "evaluate",
     "evaluate_at",
     "gaussian_log_density",
+    "materialize",
     "mezo",
     "perturbations",
     "queries",

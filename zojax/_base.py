@@ -293,9 +293,12 @@ class QueryLog(NamedTuple):
 
 
 def init_log(aux_like: PyTree, with_base: bool) -> QueryLog:
-    zero = jnp.zeros((), value_dtype())
+    # Each leaf is a buffer of its own: a state may be donated.
+    zero = lambda: jnp.zeros((), value_dtype())
     aux = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), aux_like)
-    return QueryLog(zero, zero if with_base else None, jnp.zeros((), jnp.int32), aux)
+    return QueryLog(
+        zero(), zero() if with_base else None, jnp.zeros((), jnp.int32), aux
+    )
 
 
 def update_log(

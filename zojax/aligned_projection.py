@@ -106,7 +106,7 @@ def aligned_projection(
                 f" got {num_directions}"
             )
         return AlignedProjectionState(
-            key=key,
+            key=jnp.array(key),
             count=jnp.zeros((), jnp.int32),
             log=_base.init_log(aux_like, uses_base),
             guide=guide,

@@ -139,7 +139,7 @@ def dap(
                     f" {jax.tree.structure(rough)} and {jax.tree.structure(like)}"
                 )
         return DapState(
-            key=key,
+            key=jnp.array(key),
             count=jnp.zeros((), jnp.int32),
             log=_base.init_log(aux_like, uses_base),
             guide=like if guide == "average" else None,

@@ -92,6 +92,17 @@ def perturb(params: PyTree, direction: PyTree, scale: jax.Array) -> PyTree:
     return jax.tree.map(leaf, direction, params, is_leaf=is_none)
 
 
+def _seen_along(
+    sampler: Sampler, key: jax.Array, k: jax.Array, num_directions: int, params: PyTree
+) -> Callable[[jax.Array], PyTree]:
+    """Returns scale -> params + scale v_k as value_fn gets them: lazy, or a copy."""
+    view = getattr(sampler, "view", None)
+    if view is not None:
+        return lambda scale: view(key, k, num_directions, params, scale)
+    direction = sampler(key, k, num_directions, params)
+    return lambda scale: perturb(params, direction, scale)
+
+
 def evaluate_at(
     value_fn: Callable[[PyTree], Any], params: PyTree, *, has_aux: bool = False
 ) -> tuple[jax.Array, PyTree]:
@@ -194,20 +205,17 @@ def map_directions(
 
 def _along(
     value_fn: Callable[[PyTree], Any],
-    params: PyTree,
     smoothing: jax.Array,
     signs: tuple[float, ...],
     chunk_size: int | None,
     has_aux: bool,
-) -> Callable[[PyTree], tuple[jax.Array, PyTree]]:
-    """Returns direction -> (values[P], aux of each side)."""
+) -> Callable[[Callable], tuple[jax.Array, PyTree]]:
+    """Returns (scale -> perturbed params) -> (values[P], aux of each side)."""
     scales = jnp.asarray(signs, value_dtype()) * smoothing
 
-    def values_along(direction):
+    def values_along(perturbed):
         return _map(
-            lambda scale: evaluate_at(
-                value_fn, perturb(params, direction, scale), has_aux=has_aux
-            ),
+            lambda scale: evaluate_at(value_fn, perturbed(scale), has_aux=has_aux),
             scales,
             len(signs),
             # In chunks the sides take turns: one perturbed copy a direction.
@@ -263,9 +271,13 @@ def evaluate(
     Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Section 4.1.
     """
     check_params(params)
-    along = _along(value_fn, params, smoothing, signs, chunk_size, has_aux)
-    values, aux = map_directions(
-        along, params, sampler, key, num_directions, chunk_size=chunk_size
+    key = canonical_key(key)
+    along = _along(value_fn, smoothing, signs, chunk_size, has_aux)
+    values, aux = _map(
+        lambda k: along(_seen_along(sampler, key, k, num_directions, params)),
+        jnp.arange(num_directions),
+        num_directions,
+        chunk_size,
     )
     return values, _first(aux)
 
@@ -275,6 +287,11 @@ def _contract(weights: jax.Array, directions: PyTree) -> PyTree:
 
     def leaf(v):
         wide = wide_dtype(v.dtype)
+        if v.shape[0] == 1:  # elementwise: fuses with drawing, and with the update
+            scale = weights.astype(wide).reshape(
+                weights.shape[:-1] + (1,) * (v.ndim - 1)
+            )
+            return scale * v[0].astype(wide)
         # Full precision: matrix units may round weights and directions to fewer bits.
         return jnp.tensordot(
             weights.astype(wide),
@@ -465,7 +482,7 @@ def estimate(
 
     Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Theorem 3.2.
     """
-    if chunk_size is not None:
+    if chunk_size is not None or hasattr(sampler, "view"):
         values, aux = evaluate(
             value_fn,
             params,
@@ -485,8 +502,9 @@ def estimate(
     directions = _directions(
         sampler, canonical_key(key), jnp.arange(num_directions), num_directions, params
     )
-    along = _along(value_fn, params, smoothing, signs, None, has_aux)
-    values, aux = _map(along, directions, num_directions)
+    along = _along(value_fn, smoothing, signs, None, has_aux)
+    perturbed = lambda direction: lambda scale: perturb(params, direction, scale)
+    values, aux = _map(lambda v: along(perturbed(v)), directions, num_directions)
     sums = _finite(_contract(weigh(values), directions))
     return Estimate(sums, values, _first(aux))
 

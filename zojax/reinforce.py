@@ -131,7 +131,9 @@ def reinforce(
         _base.check_params(params)
         queries.direction_like(params, sampler, num_directions)  # fails early
         return ReinforceState(
-            key, jnp.zeros((), jnp.int32), _base.init_log(aux_like, uses_base)
+            jnp.array(key),
+            jnp.zeros((), jnp.int32),
+            _base.init_log(aux_like, uses_base),
         )
 
     def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):

@@ -33,6 +33,7 @@ def two_point(
     key: jax.Array | int,
     sampler: Sampler | None = None,
     difference: str = "forward",
+    clip: Number | None = None,
     chunk_size: int | None = None,
     has_aux: bool = False,
     aux_like: PyTree = None,
@@ -61,6 +62,9 @@ def two_point(
       key: a threefry key (typed or uint32[2]) or an int seed.
       sampler: a sampler of zojax.perturbations; gaussian() by default.
       difference: "forward", "central", "mean" or "leave_one_out".
+      clip: bound > 0 of each directional derivative, or a schedule; None for none.
+        Where |v|^2 = d and K = 1 this is optax.clip_by_global_norm(clip sqrt(d)),
+        without another pass over the estimate.
       chunk_size: how many directions live at once; None keeps all K in memory, 1 needs
         the memory of one perturbed copy.
       has_aux: whether value_fn returns (value, aux).
@@ -94,6 +98,8 @@ def two_point(
     _base.check_number("smoothing", smoothing, 0.0)
     _base.check_queries(sampler, num_directions, chunk_size)
     _base.check_option("difference", difference, DIFFERENCES)
+    if clip is not None:
+        _base.check_number("clip", clip, 0.0)
     if difference in ("mean", "leave_one_out"):
         _base.check_int(
             "num_directions", num_directions, 2, f" with difference={difference!r}"
@@ -106,7 +112,9 @@ def two_point(
         _base.check_params(params)
         queries.direction_like(params, sampler, num_directions)  # fails early
         return TwoPointState(
-            key, jnp.zeros((), jnp.int32), _base.init_log(aux_like, uses_base)
+            jnp.array(key),
+            jnp.zeros((), jnp.int32),
+            _base.init_log(aux_like, uses_base),
         )
 
     def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):
@@ -123,6 +131,14 @@ def two_point(
             "mean": lambda y: weights.mean_baseline(y[:, 0], mu),
             "leave_one_out": lambda y: weights.leave_one_out(y[:, 0], mu),
         }
+
+        def weigh_and_clip(values):
+            found = weigh[difference](values)
+            if clip is None:
+                return found
+            count = jnp.isfinite(values).all(axis=1).sum()
+            return weights.clip(found, _base.number_at(clip, state.count), count)
+
         result = queries.estimate(
             objective,
             params,
@@ -130,7 +146,7 @@ def two_point(
             _base.step_key(state.key, state.count),
             num_directions,
             mu,
-            weigh[difference],
+            weigh_and_clip,
             signs=(1.0, -1.0) if difference == "central" else (1.0,),
             chunk_size=chunk_size,
             has_aux=has_aux,

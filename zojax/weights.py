@@ -17,6 +17,7 @@ import jax.numpy as jnp
 __all__ = [
     "Record",
     "central",
+    "clip",
     "forward",
     "history",
     "leave_one_out",
@@ -96,6 +97,35 @@ def central(plus: jax.Array, minus: jax.Array, smoothing: jax.Array) -> jax.Arra
     Source: SPSA (Spall, 1992); arXiv 2305.17333 (MeZO).
     """
     return _mean_of((plus - minus) / 2, smoothing)
+
+
+def clip(
+    weights: jax.Array, bound: jax.Array, count: jax.Array | int | None = None
+) -> jax.Array:
+    """Bounds each directional derivative: K w_k is kept in [-bound, bound].
+
+    One batch on which the objective is steep then moves params no further than others
+    do; the estimate is biased where the bound is met.
+
+    Args:
+      weights: f[K], weights of two-point estimates, derivatives over K.
+      bound: f[], of a directional derivative.
+      count: i[], how many values are finite; K by default.
+
+    Returns:
+      f[K].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zojax import weights
+      >>> print(weights.clip(jnp.array([4.0, -0.5]), 3.0))
+      [ 1.5 -0.5]
+
+    Source: clipping of gradients (arXiv 1211.5063), along one direction.
+    """
+    count = jnp.maximum(weights.shape[-1] if count is None else count, 1)
+    limit = jnp.asarray(bound, weights.dtype) / count.astype(weights.dtype)
+    return jnp.clip(weights, -limit, limit)
 
 
 def mean_baseline(values: jax.Array, smoothing: jax.Array) -> jax.Array:

@@ -122,14 +122,14 @@ def zoar(
         like = queries.direction_like(
             params, sampler, num_directions, (history_size, 2)
         )
-        zeros = jnp.zeros(history_size, _base.value_dtype())
+        zeros = lambda: jnp.zeros(history_size, _base.value_dtype())
         rows = jnp.zeros((history_size, 2, num_directions), _base.value_dtype())
         return ZoarState(
-            key=key,
+            key=jnp.array(key),
             count=jnp.zeros((), jnp.int32),
             log=_base.init_log(aux_like, with_base=False),
-            anchors=zeros,
-            means=zeros,
+            anchors=zeros(),
+            means=zeros(),
             counts=jnp.zeros(history_size, jnp.int32),
             sums=like if keeps_sums else None,
             rows=rows if keeps_rows else None,

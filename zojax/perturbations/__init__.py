@@ -15,11 +15,15 @@ or freezing a leaf leaves the draws of the others as they are.
 from zojax.perturbations.composed import aligned, restrict
 from zojax.perturbations.designs import orthogonal, simplex
 from zojax.perturbations.independent import coordinate, gaussian, rademacher, sphere
+from zojax.perturbations.lazy import PerturbedArray, lazy, materialize
 
 __all__ = [
+    "PerturbedArray",
     "aligned",
     "coordinate",
     "gaussian",
+    "lazy",
+    "materialize",
     "orthogonal",
     "rademacher",
     "restrict",

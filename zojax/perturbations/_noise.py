@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zojax._base import PyTree, wide_dtype
+from zojax._base import KEY_IMPL, PyTree, wide_dtype
 
 
 def _words(label: str) -> np.ndarray:
@@ -51,6 +51,35 @@ def cast_like(tree: PyTree, params: PyTree) -> PyTree:
     return jax.tree.map(lambda x, p: x.astype(jnp.result_type(p)), tree, params)
 
 
+def leaf_keys(key: jax.Array, k: jax.Array | int, names: list[str]) -> jax.Array:
+    """Derives the key of row k for each leaf path, keys[len(names)]."""
+    # One batched derivation for all leaves; only the last fold depends on k, so the
+    # rest is computed once under vmap.
+    words = jnp.asarray(np.stack([_words(name) for name in names]))
+    keys = jax.vmap(_fold_words, (None, 0))(key, words)
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, k)
+
+
+def slice_keys(key: jax.Array, number: int) -> jax.Array:
+    """Derives a key for each slice along the first axis of a leaf."""
+    indices = jnp.arange(number, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+
+
+def draw_slices(
+    draw: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+    words: jax.Array,
+    shape: tuple[int, ...],
+) -> jax.Array:
+    """Draws the noise of each slice from its key words, uint32[slices..., 2]."""
+    one = lambda data: draw(jax.random.wrap_key_data(data, impl=KEY_IMPL), shape)
+    slices = words.shape[:-1]
+    if not slices:
+        return one(words)
+    noise = jax.vmap(one)(words.reshape(-1, words.shape[-1]))
+    return noise.reshape(slices + shape)
+
+
 def draw_leaves(
     key: jax.Array,
     k: jax.Array | int,
@@ -61,11 +90,7 @@ def draw_leaves(
     leaves = trainable(params)
     if not leaves:
         return params
-    # One batched derivation for all leaves; only the last fold depends on k, so the
-    # rest is computed once under vmap.
-    words = jnp.asarray(np.stack([_words(name) for name, _ in leaves]))
-    leaf_keys = jax.vmap(_fold_words, (None, 0))(key, words)
-    row_keys = jax.vmap(jax.random.fold_in, (0, None))(leaf_keys, k)
+    row_keys = leaf_keys(key, k, [name for name, _ in leaves])
     noise = [
         draw(row_keys[i], jnp.shape(leaf)).astype(wide_dtype(jnp.result_type(leaf)))
         for i, (_, leaf) in enumerate(leaves)

@@ -20,6 +20,33 @@ def _inherit_check(draw: Sampler, base: Sampler) -> Sampler:
     return draw
 
 
+def check_mask(name: str, mask: PyTree) -> None:
+    """Raises unless every leaf of a mask is a bool."""
+    for leaf in jax.tree.leaves(mask):
+        if not isinstance(leaf, (bool, np.bool_)):
+            raise ValueError(
+                f"{name} must be a pytree prefix of bools or a function"
+                f" returning one, got a leaf {leaf!r}"
+            )
+
+
+def broadcast_mask(
+    name: str, mask: PyTree | Callable[[PyTree], PyTree], params: PyTree
+) -> PyTree:
+    """Returns a bool for each leaf of params from a prefix, or a function."""
+    tree = mask(params) if callable(mask) else mask
+    check_mask(name, tree)
+    try:
+        return jax.tree.map(
+            lambda flag, sub: jax.tree.map(lambda _: flag, sub), tree, params
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{name} must be a pytree prefix of params, got"
+            f" {jax.tree.structure(tree)} for {jax.tree.structure(params)}"
+        ) from error
+
+
 def aligned(
     guide: PyTree, base: Sampler | None = None, *, fixed_length: bool = False
 ) -> Sampler:
@@ -115,32 +142,23 @@ def restrict(sampler: Sampler, mask: PyTree | Callable[[PyTree], PyTree]) -> Sam
 
     Source: the convention of optax.masked.
     """
-
-    def check_mask(tree):
-        for leaf in jax.tree.leaves(tree):
-            if not isinstance(leaf, (bool, np.bool_)):
-                raise ValueError(
-                    "mask must be a pytree prefix of bools (True: trainable) or a"
-                    f" function returning one, got a leaf {leaf!r}"
-                )
-
     if not callable(mask):
-        check_mask(mask)
+        check_mask("mask", mask)
+
+    def trainable(params):
+        flags = broadcast_mask("mask", mask, params)
+        return jax.tree.map(lambda keep, leaf: leaf if keep else None, flags, params)
 
     def draw(key, k, num_directions, params):
-        tree = mask(params) if callable(mask) else mask
-        check_mask(tree)
-        try:
-            trainable = jax.tree.map(
-                lambda keep, sub: sub if keep else jax.tree.map(lambda _: None, sub),
-                tree,
-                params,
-            )
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                "mask must be a pytree prefix of params, got"
-                f" {jax.tree.structure(tree)} for {jax.tree.structure(params)}"
-            ) from error
-        return sampler(key, k, num_directions, trainable)
+        return sampler(key, k, num_directions, trainable(params))
 
+    def view(key, k, num_directions, params, scale):
+        moved = sampler.view(key, k, num_directions, trainable(params), scale)
+        flags = broadcast_mask("mask", mask, params)
+        return jax.tree.map(
+            lambda keep, leaf, new: new if keep else leaf, flags, params, moved
+        )
+
+    if hasattr(sampler, "view"):
+        draw.view = view
     return _inherit_check(draw, sampler)

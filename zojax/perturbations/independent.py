@@ -39,6 +39,7 @@ def gaussian() -> Sampler:
         del num_directions
         return cast_like(draw_leaves(key, k, params, standard_normal), params)
 
+    draw.entries = standard_normal  # independent entries: what lazy() draws from
     return draw
 
 
@@ -89,6 +90,7 @@ def rademacher() -> Sampler:
         del num_directions
         return cast_like(draw_leaves(key, k, params, fair_signs), params)
 
+    draw.entries = fair_signs
     return draw
 
 

@@ -1,0 +1,242 @@
+"""Lazy perturbations: the same numbers as whole directions, at a forward's memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import zojax
+from zojax import materialize
+from zojax.perturbations import PerturbedArray, gaussian, lazy, rademacher, restrict
+from zojax.perturbations import sphere as not_independent
+
+STACKED = {"layers": True, "table": True, "head": False}
+
+
+def params_like(dtype=jnp.float32):
+    key = jax.random.split(jax.random.key(3), 4)
+    return {
+        "layers": {
+            "w": jax.random.normal(key[0], (3, 5, 5), dtype),
+            "b": jax.random.normal(key[1], (3, 5), dtype),
+        },
+        "table": jax.random.normal(key[2], (7, 5), dtype),
+        "head": jax.random.normal(key[3], (5,), dtype),
+    }
+
+
+def model(params, tokens):
+    """Uses rows of a table, layers under a scan, and a whole leaf."""
+
+    def body(x, layer):
+        layer = materialize(layer)
+        return jnp.tanh(x @ layer["w"] + layer["b"]), None
+
+    x, _ = jax.lax.scan(body, materialize(params["table"][tokens]), params["layers"])
+    return jnp.sum(x @ materialize(params["head"])).astype(jnp.float32)
+
+
+TOKENS = jnp.array([1, 6, 6])
+VALUE_FN = lambda params: model(params, TOKENS)
+
+
+@pytest.mark.parametrize("base", [gaussian, rademacher])
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+def test_queries_are_those_along_the_whole_directions(base, chunk_size):
+    """Values asked lazily are f at params + mu v_k, v_k from the sampler itself."""
+    params, sampler, key = params_like(), lazy(base(), STACKED), jax.random.key(5)
+    values, _ = zojax.evaluate(
+        VALUE_FN,
+        params,
+        sampler,
+        key,
+        3,
+        1e-2,
+        signs=(1.0, -1.0),
+        chunk_size=chunk_size,
+    )
+    for k in range(3):
+        v = sampler(key, k, 3, params)
+        for p, sign in enumerate((1, -1)):
+            moved = jax.tree.map(lambda x, v, s=sign: x + s * 1e-2 * v, params, v)
+            np.testing.assert_allclose(values[k, p], VALUE_FN(moved), rtol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("base", [gaussian, rademacher])
+def test_a_view_is_the_perturbed_copy_to_the_bit(base, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        params = params_like(jnp.dtype(dtype))
+        sampler, key = lazy(base(), STACKED), jax.random.key(6)
+        seen = materialize(sampler.view(key, 2, 4, params, 1e-2))
+        copy = zojax.queries.perturb(params, sampler(key, 2, 4, params), 1e-2)
+        for a, b, p in zip(*map(jax.tree.leaves, (seen, copy, params)), strict=True):
+            assert a.dtype == p.dtype
+            assert jnp.array_equal(a, b)
+            assert not jnp.array_equal(a, p)
+
+
+def test_nothing_trainable_gives_nothing():
+    params = {"a": jnp.ones(2)}
+    frozen = restrict(lazy(gaussian()), False)
+    assert frozen(jax.random.key(0), 0, 1, params) == {"a": None}
+    values, _ = zojax.evaluate(
+        lambda p: p["a"].sum(), params, frozen, jax.random.key(0), 1, 0.1
+    )
+    assert values.item() == 2
+
+
+@pytest.mark.parametrize("base", [gaussian, rademacher])
+def test_rows_and_slices_are_independent_and_isotropic(base):
+    """E[v v^T] = I within 5 standard errors, across slices and leaves."""
+    params = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(2)}
+    sampler = lazy(base(), {"a": True, "b": False})
+    draw = lambda k: jax.flatten_util.ravel_pytree(
+        sampler(jax.random.key(0), k, 1, params)
+    )[0]
+    rows = np.asarray(jax.jit(jax.vmap(draw))(jnp.arange(20_000)), np.float64)
+    assert np.abs(rows.mean(0)).max() < 5 / np.sqrt(len(rows))
+    moment = rows.T @ rows / len(rows)
+    assert np.abs(moment - np.eye(8)).max() < 5 * np.sqrt(2 / len(rows))
+
+
+def test_the_noise_of_a_slice_does_not_depend_on_the_others():
+    sampler, key = lazy(rademacher(), True), jax.random.key(1)
+    few, many = (sampler(key, 0, 1, jnp.zeros((n, 40))) for n in (3, 8))
+    assert jnp.array_equal(few, many[:3])
+    assert not jnp.array_equal(many[0], many[1])
+
+
+def test_unstacked_leaves_draw_what_the_base_draws():
+    params, key = params_like(), jax.random.key(2)
+    expected = gaussian()(key, 4, 8, params)
+    found = lazy(gaussian())(key, 4, 8, params)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, expected, found))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_estimators_take_the_step_of_a_copy(dtype):
+    """A lazy step equals one along the same directions, kept as copies."""
+    params = params_like(dtype)
+    sampler = lazy(rademacher(), STACKED)
+    whole = lambda key, k, num, params: sampler(key, k, num, params)  # not lazy
+    results = []
+    for one in (sampler, whole):
+        opt = optax.chain(
+            zojax.zoar(1e-1, 2, key=0, sampler=one, storage="replay", chunk_size=1),
+            optax.sgd(1e-2),
+        )
+
+        @jax.jit
+        def step(params, state, opt=opt):
+            updates, state = opt.update(None, state, params, value_fn=VALUE_FN)
+            return optax.apply_updates(params, updates), state
+
+        current, state = params, opt.init(params)
+        for _ in range(3):
+            current, state = step(current, state)
+        results.append(current)
+    close = lambda a, b: np.testing.assert_allclose(
+        np.asarray(a, np.float32),
+        np.asarray(b, np.float32),
+        rtol=1e-5 if dtype == jnp.float32 else 1e-2,
+        atol=1e-5 if dtype == jnp.float32 else 1e-2,
+    )
+    jax.tree.map(close, *results)
+
+
+def test_frozen_leaves_are_seen_as_they_are():
+    params = params_like()
+    mask = {"layers": {"w": True, "b": False}, "table": False, "head": True}
+    sampler = restrict(lazy(gaussian(), STACKED), mask)
+    seen = {}
+
+    def value_fn(at):
+        seen.update(at)
+        return model(at, TOKENS)
+
+    opt = zojax.mezo(1e-2, key=0, sampler=sampler)
+    updates, _ = opt.update(None, opt.init(params), params, value_fn=value_fn)
+    assert isinstance(seen["layers"]["w"], PerturbedArray)
+    assert isinstance(seen["head"], PerturbedArray)
+    assert not isinstance(seen["table"], PerturbedArray)
+    assert not isinstance(seen["layers"]["b"], PerturbedArray)
+    assert jnp.all(updates["table"] == 0)
+    assert jnp.all(updates["layers"]["b"] == 0)
+    assert jnp.any(updates["layers"]["w"] != 0)
+
+
+def test_a_masked_model_can_be_differentiated():
+    """materialize is the identity on arrays: one model for both orders."""
+    gradient = jax.grad(VALUE_FN)(params_like())
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_step_needs_the_memory_of_a_forward_pass():
+    """Compiled bytes of a two-sided step: at most 1.10 forward passes, no copy."""
+    params = {"layers": jax.ShapeDtypeStruct((16, 256, 256), jnp.float32)}
+    x = jax.ShapeDtypeStruct((8, 256), jnp.float32)
+
+    def value_fn(params, x):
+        body = lambda x, w: (jnp.tanh(x @ materialize(w)), None)
+        return jnp.sum(jax.lax.scan(body, x, params["layers"])[0])
+
+    def size(compiled):
+        found = compiled.memory_analysis()
+        return (
+            found.argument_size_in_bytes
+            + found.output_size_in_bytes
+            + found.temp_size_in_bytes
+            - found.alias_size_in_bytes
+        )
+
+    forward = size(jax.jit(value_fn).lower(params, x).compile())
+    ratios = {}
+    for name, sampler in (
+        ("lazy", lazy(rademacher(), True)),
+        ("copy", rademacher()),
+    ):
+        opt = zojax.mezo(1e-3, key=0, sampler=sampler)
+
+        def step(params, state, x, opt=opt):
+            updates, state = opt.update(None, state, params, value_fn=value_fn, x=x)
+            return optax.apply_updates(params, updates), state
+
+        state = jax.eval_shape(opt.init, params)
+        compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, x)
+        ratios[name] = size(compiled.compile()) / forward
+    assert ratios["lazy"] < 1.10
+    assert ratios["copy"] > 1.5  # so the test can fail
+
+
+def test_indexing_is_along_slices_only():
+    view = lazy(gaussian(), True).view(jax.random.key(0), 0, 1, jnp.ones((4, 3)), 1.0)
+    assert materialize(view[jnp.array([0, 2])]).shape == (2, 3)
+    assert materialize(view[1]).shape == (3,)
+    with pytest.raises(IndexError, match="only the first axis"):
+        view[0, 1]
+    with pytest.raises(IndexError, match="is one slice"):
+        view[1][0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: lazy(not_independent()), "base must be gaussian"),
+        (lambda: lazy(gaussian(), {"a": 1}), "stacked must be a pytree prefix"),
+        (
+            lambda: lazy(gaussian(), True)(jax.random.key(0), 0, 1, jnp.ones(())),
+            "stacked must be False at the scalar",
+        ),
+        (
+            lambda: lazy(gaussian(), {"b": True})(
+                jax.random.key(0), 0, 1, {"a": jnp.ones(2)}
+            ),
+            "stacked must be a pytree prefix of params",
+        ),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
