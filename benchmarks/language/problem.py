@@ -1,0 +1,400 @@
+"""A model, a task and what is tuned, made ready: inputs, floors, loss, evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tokenizers import Tokenizer
+
+from benchmarks import UsageError
+from benchmarks.language import assets, checkpoints, tasks, tokens, tuning
+from benchmarks.language.recipe import Recipe
+from benchmarks.language.tasks import Examples
+from benchmarks.language.transformer import (
+    Adapter,
+    Config,
+    Params,
+    embed,
+    finish,
+    run_layers,
+    word_logits,
+)
+
+__all__ = [
+    "Batch",
+    "Floors",
+    "Model",
+    "Problem",
+    "Score",
+    "Source",
+    "assemble",
+    "evaluate",
+    "floors",
+    "load_model",
+    "load_splits",
+    "loss",
+    "make",
+    "start_adapter",
+    "trainable_and_stacked",
+]
+
+LONGEST = 64  # tokens of a validation or test sentence; longer ones are cut
+ROWS, WIDTH = 32, 8  # sentences at a time, and what lengths are rounded up to
+CALIBRATION = slice(512)  # training sentences whose margins set the constant
+START = "Classify the sentiment of this movie review sentence:"
+STACKED = ("layers", "embed", "head", "positions")  # slices along the first axis
+DEFAULT_MODEL, DEFAULT_TASK = "smollm2", "movies"
+
+
+class Source(NamedTuple):
+    """Where the model and the sentences come from."""
+
+    model: str = DEFAULT_MODEL
+    task: str = DEFAULT_TASK
+    data: Path | None = None
+    cache: Path | None = None
+
+
+class Model(NamedTuple):
+    """A pretrained model and its tokenizer."""
+
+    config: Config
+    params: Params
+    tokenizer: Tokenizer
+
+
+class Batch(NamedTuple):
+    """What a step sees.
+
+    ``inputs`` are tokens i32[B, T], or what the layers below the tuned ones answered,
+    f[B, T, D].
+    """
+
+    inputs: jax.Array
+    last: jax.Array  # i32[B], index of the last token
+    labels: jax.Array  # i32[B]
+
+    def take(self, rows: Any) -> Batch:
+        return Batch(*(field[rows] for field in self))
+
+
+class Score(NamedTuple):
+    """On labelled sentences."""
+
+    accuracy: float
+    cross_entropy: float
+    margins: np.ndarray  # f[N], logit of the positive word less the negative one's
+
+
+class Floors(NamedTuple):
+    """What the model knows untuned."""
+
+    accuracy: float
+    calibrated: float  # with the threshold at the median of the validation margins
+    cross_entropy: float
+    auc: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A task ready to be trained on.
+
+    Attributes:
+      config: of the model.
+      params: {"model": ..., "adapter": ...} at the start; the adapter is empty where
+        all parameters are tuned.
+      trainable: pytree prefix of bools over params.
+      stacked: leaves whose first axis is one of layers, tokens or positions.
+      words: i32[2], rows of the model's table that are the label words.
+      train, validation, test: inputs; numpy, batches go to the device.
+    """
+
+    config: Config
+    params: dict[str, Any]
+    trainable: Any
+    stacked: Any
+    words: np.ndarray
+    train: Batch
+    validation: Batch
+    test: Batch
+
+
+def load_model(source: Source, dtype: str = "float32") -> Model:
+    """Reads a model: the default's file, a folder, or the hub's cache."""
+    if source.model != DEFAULT_MODEL:
+        folder = checkpoints.find_folder(source.model)
+        config, params = checkpoints.load_folder(folder, jnp.dtype(dtype))
+        tokenizer = tokens.from_folder(folder)
+        number = len(params["embed"])
+        if tokenizer.get_vocab_size() > number:
+            raise UsageError(
+                f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the"
+                f" model {number}"
+            )
+        return Model(config, params, tokenizer)
+    cache = source.cache or assets.cache_folder()
+    path = assets.path_of("model", cache)
+    config, params = checkpoints.cached(
+        path.with_suffix(".float32.safetensors"),
+        assets.ASSETS["model"].sha256,
+        lambda: checkpoints.load_gguf(path),
+    )
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return Model(config, params, tokens.from_gguf(path))
+
+
+def check_room(model: Model, length: int) -> None:
+    """Raises where a text is longer than the model's table of positions."""
+    if "positions" not in model.params:
+        return
+    room = len(model.params["positions"]) - model.config.position_offset
+    if length > room:
+        raise UsageError(
+            f"{length} tokens, virtual ones among them, do not fit the model's {room}"
+            " positions"
+        )
+
+
+def load_splits(source: Source) -> tasks.Splits:
+    """Reads the sentences of a task."""
+    if source.task == "sst2":
+        return tasks.sst2(source.data)
+    cache = source.cache or assets.cache_folder()
+    return tasks.movie_reviews(assets.path_of("sentences", cache))
+
+
+def _answers(
+    config: Config,
+    model: Params,
+    adapter: Adapter,
+    inputs: jax.Array,
+    last: jax.Array,
+    words: jax.Array,
+) -> jax.Array:
+    """Logits f32[B, 2] of the label words after each sentence."""
+    x, soft = inputs, 0
+    if x.ndim == 2:
+        x = embed(config, model, inputs, adapter)
+        soft = x.shape[1] - inputs.shape[1]
+    x, _ = run_layers(config, model["layers"], x, adapter)
+    states = finish(config, model, x[jnp.arange(len(last)), last + soft])
+    return word_logits(model, states, words) + adapter.get("bias", 0.0)
+
+
+def loss(
+    config: Config, words: np.ndarray
+) -> Callable[[dict[str, Any], Batch], jax.Array]:
+    """Returns (params, batch) -> mean cross-entropy between the label words."""
+
+    def value_fn(params, batch):
+        logits = _answers(
+            config,
+            params["model"],
+            params["adapter"],
+            batch.inputs,
+            batch.last,
+            jnp.asarray(words),
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return losses.mean()
+
+    return value_fn
+
+
+_compiled_answers = jax.jit(_answers, static_argnums=0)
+
+
+def _groups(last: np.ndarray) -> list[tuple[np.ndarray, int]]:
+    """Rows of like lengths, with the width that each group needs."""
+    order = np.argsort(last, kind="stable")
+    groups = []
+    for start in range(0, len(order), ROWS):
+        rows = order[start : start + ROWS]
+        groups.append((rows, -(-(int(last[rows].max()) + 1) // WIDTH) * WIDTH))
+    return groups
+
+
+def logits(
+    config: Config, params: dict[str, Any], batch: Batch, words: np.ndarray
+) -> np.ndarray:
+    """Logits f32[N, 2] of the label words, sentences of like lengths together."""
+    out = np.zeros((len(batch.labels), len(words)), np.float32)
+    for rows, width in _groups(batch.last):
+        out[rows] = _compiled_answers(
+            config,
+            params["model"],
+            params["adapter"],
+            jnp.asarray(batch.inputs[rows, :width]),
+            jnp.asarray(batch.last[rows]),
+            jnp.asarray(words),
+        )
+    return out
+
+
+def evaluate(problem: Problem, params: dict[str, Any], batch: Batch) -> Score:
+    """Scores params on sentences."""
+    out = logits(problem.config, params, batch, problem.words)
+    losses = optax.softmax_cross_entropy_with_integer_labels(out, batch.labels)
+    right = out.argmax(axis=1) == batch.labels
+    return Score(float(right.mean()), float(jnp.mean(losses)), out[:, 1] - out[:, 0])
+
+
+def floors(problem: Problem) -> Floors:
+    """Scores the untuned model on the test sentences, raw and calibrated."""
+    bare = {"model": problem.params["model"], "adapter": {}}
+    threshold = np.median(evaluate(problem, bare, problem.validation).margins)
+    score = evaluate(problem, bare, problem.test)
+    labels = problem.test.labels
+    positive, negative = (score.margins[labels == i] for i in (1, 0))
+    above = positive[:, None] > negative
+    ties = positive[:, None] == negative
+    return Floors(
+        score.accuracy,
+        float(((score.margins > threshold) == labels).mean()),
+        score.cross_entropy,
+        float(np.mean(above + 0.5 * ties)),
+    )
+
+
+def _below(
+    config: Config,
+    model: Params,
+    bottom: int,
+    examples: Sequence[Examples],
+    tick: Callable[[float], None],
+) -> list[Batch]:
+    """Runs the layers below the tuned ones, once: their answers f32[N, T, D]."""
+    layers = jax.tree.map(lambda leaf: leaf[:bottom], model["layers"])
+    rest = {name: leaf for name, leaf in model.items() if name != "layers"}
+    first = model["layers"]["q"]
+
+    @jax.jit
+    def run(layers, rest, rows):
+        return run_layers(config, layers, embed(config, rest, rows, {}), {})[0]
+
+    total, done = sum(len(some.labels) for some in examples), 0
+    batches = []
+    for some in examples:
+        states = np.zeros((*some.tokens.shape, first.shape[1]), first.dtype)
+        for rows, length in _groups(some.last):
+            out = run(layers, rest, jnp.asarray(some.tokens[rows, :length]))
+            states[rows, :length] = np.asarray(out)
+            done += len(rows)
+            tick(done / total)
+        batches.append(Batch(states, some.last, some.labels))
+    return batches
+
+
+def make(
+    recipe: Recipe,
+    model: Model,
+    splits: tasks.Splits,
+    tick: Callable[[float], None] = lambda share: None,
+) -> Problem:
+    """Makes a recipe's problem from a model and sentences.
+
+    Args:
+      recipe: what is tuned, and on how many sentences.
+      model: pretrained.
+      splits: sentences.
+      tick: is called with the share of the work that is done.
+
+    Returns:
+      The :class:`Problem`.
+
+    Raises:
+      UsageError: where the recipe does not fit the model or the sentences.
+    """
+    tokenizer = model.tokenizer
+    train = tasks.encode(tokenizer, splits.train, recipe.longest)
+    if len(train.labels) < max(recipe.batch, 1):
+        raise UsageError(
+            f"{len(train.labels)} training sentences have at most {recipe.longest}"
+            f" tokens, fewer than a batch of {recipe.batch}"
+        )
+    train = train.take(np.arange(min(recipe.sentences, len(train.labels))))
+    held_out = [
+        tasks.encode(tokenizer, sentences, LONGEST, truncate=True)
+        for sentences in (splits.validation, splits.test)
+    ]
+    return assemble(recipe, model, (train, *held_out), tick)
+
+
+def assemble(
+    recipe: Recipe,
+    model: Model,
+    examples: Sequence[Examples],
+    tick: Callable[[float], None] = lambda share: None,
+) -> Problem:
+    """Makes the problem of tokens for training, validation and test."""
+    config, params, tokenizer = model
+    words = tasks.word_ids(tokenizer)
+    layers = params["layers"]["q"].shape[0]
+    if recipe.top > layers:
+        raise UsageError(f"top must be at most {layers}, got {recipe.top}")
+    soft = recipe.tokens if recipe.tuning in ("prompt", "prefix") else 0
+    check_room(model, soft + max(some.tokens.shape[1] for some in examples))
+    batches = [Batch(*some) for some in examples]
+    if 0 < recipe.top < layers:
+        bottom = layers - recipe.top
+        batches = _below(config, params, bottom, examples, tick)
+        params = _top(params, bottom, words)
+        words = np.arange(len(words), dtype=np.int32)
+    # Virtual tokens start as those of a text that fits the task, repeated as needed.
+    ids = tokenizer.encode(START, add_special_tokens=False).ids
+    virtual = np.resize(np.asarray(ids, np.int32), recipe.tokens)
+    adapter = start_adapter(recipe, config, params, virtual)
+    if recipe.calibrate:
+        start = {"model": params, "adapter": adapter}
+        margins = np.diff(logits(config, start, batches[0].take(CALIBRATION), words))
+        half = np.median(margins) / 2
+        adapter["bias"] = jnp.asarray([half, -half], jnp.float32)
+    masks = trainable_and_stacked(recipe, params, adapter)
+    return Problem(
+        config, {"model": params, "adapter": adapter}, *masks, words, *batches
+    )
+
+
+def start_adapter(
+    recipe: Recipe, config: Config, params: Params, virtual: np.ndarray
+) -> Adapter:
+    """The adapter before the first step; virtual i32[S] are a prompt's real tokens."""
+    if recipe.tuning == "all":
+        return {}
+    if recipe.tuning == "lora":
+        key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
+        return tuning.lora(params, recipe.rank, key, names=tuple(recipe.matrices))
+    if recipe.tuning == "prompt":
+        return tuning.soft_prompt(params, virtual)
+    return tuning.prefix(config, params, virtual)
+
+
+def trainable_and_stacked(
+    recipe: Recipe, params: Params, adapter: Adapter
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two pytree prefixes of bools over {"model": params, "adapter": adapter}."""
+    flags: Adapter = {part: part != "bias" for part in adapter}
+    if recipe.freeze_a:
+        flags["lora"] = {name: {"a": False, "b": True} for name in adapter["lora"]}
+    trainable = {"model": recipe.tuning == "all", "adapter": flags}
+    slices = {name: name in STACKED for name in params}
+    return trainable, {"model": slices, "adapter": False}
+
+
+def _top(params: Params, bottom: int, words: np.ndarray) -> Params:
+    """The part of a model that runs above cached answers."""
+    kept = {
+        name: leaf
+        for name, leaf in params.items()
+        if name in ("norm", "norm_bias", "project_out")
+    }
+    kept["embed"] = params.get("head", params["embed"])[words]
+    kept["layers"] = jax.tree.map(lambda leaf: leaf[bottom:], params["layers"])
+    return kept

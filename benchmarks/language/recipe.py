@@ -1,0 +1,314 @@
+"""A recipe: what is tuned, how the gradient is estimated, and what is done with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+import zojax
+from benchmarks import LARGEST, UsageError
+from benchmarks.language.tuning import TUNINGS
+from zojax import perturbations
+
+__all__ = ["ESTIMATORS", "PRESETS", "Recipe", "optimizer", "queries", "read"]
+
+SAMPLERS = {
+    "gaussian": perturbations.gaussian,
+    "sphere": perturbations.sphere,
+    "rademacher": perturbations.rademacher,
+    "orthogonal": perturbations.orthogonal,
+    "simplex": perturbations.simplex,
+}
+# Forward passes of a step with K directions; first order has none of its own.
+ESTIMATORS = {
+    "two-sided": lambda k: 2 * k,
+    "one-sided": lambda k: k + 1,
+    "mean": lambda k: k,
+    "leave-one-out": lambda k: k,
+    "zoar": lambda k: 2 * k,
+    "dap": lambda k: k + 1,
+    "first-order": lambda k: 1,
+}
+OPTIMIZERS = ("sgd", "momentum", "adam", "radazo")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def _option(
+    default: Any, help: str, choices: Sequence[str] = (), least: int = 1
+) -> Any:
+    return dataclasses.field(
+        default=default, metadata={"help": help, "choices": choices, "least": least}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Settings of a run; each field is an option of the command, with its help."""
+
+    tuning: str = _option("lora", "what is tuned", TUNINGS)
+    top: int = _option(
+        0,
+        "how many of the last layers LoRA adapts, 0 for all; what the layers below"
+        " answer never changes and is computed once",
+        least=0,
+    )
+    rank: int = _option(8, "of LoRA")
+    matrices: str = _option(
+        "qv", "what LoRA adapts: q, k, v, o of the attention", ("qv", "qk", "qkvo")
+    )
+    freeze_a: bool = _option(False, "tune only the B of LoRA's A B")
+    tokens: int = _option(10, "virtual tokens of a prompt or a prefix")
+    estimator: str = _option("two-sided", "of the gradient", tuple(ESTIMATORS))
+    sampler: str = _option("rademacher", "of directions", tuple(SAMPLERS))
+    directions: int = _option(1, "K, a step")
+    smoothing: float = _option(1e-3, "mu")
+    history: int = _option(0, "past steps that zoar reuses", least=0)
+    optimizer: str = _option("sgd", "what is done with the gradient", OPTIMIZERS)
+    learning_rate: float = _option(2e-2, "at the start")
+    schedule: str = _option("linear", "decay of the learning rate to 0", SCHEDULES)
+    clip: float = _option(
+        3.0,
+        "bound of each directional derivative, with zoar and dap of |gradient| /"
+        " sqrt(d); 0 for none",
+    )
+    steps: int = _option(500, "of the optimizer")
+    batch: int = _option(16, "sentences a step")
+    longest: int = _option(
+        24,
+        "tokens of a training sentence with its template; longer ones are left out",
+        least=8,
+    )
+    sentences: int = _option(2048, "at most so many are trained on")
+    calibrate: bool = _option(
+        False,
+        "start from calibrated zero-shot: a constant on the label words' logits puts"
+        " the median margin of the training sentences at 0, without their labels",
+    )
+    dtype: str = _option("float32", "of the model", ("float32", "bfloat16"))
+    seed: int = _option(
+        0, "of the order of sentences, LoRA's start and the directions", least=0
+    )
+
+    def __post_init__(self):
+        """Checks what argparse does not see: recipes are also read from files."""
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            choices, least = field.metadata["choices"], field.metadata["least"]
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if choices and value not in choices:
+                raise UsageError(f"{name} must be one of {choices}, got {value!r}")
+            if field.type == "int" and not (
+                type(value) is int and least <= value <= LARGEST
+            ):
+                raise UsageError(
+                    f"{name} must be a whole number from {least} to {LARGEST}, got"
+                    f" {value!r}"
+                )
+            if field.type == "float" and not (
+                number
+                and math.isfinite(value)
+                and (value > 0 or (name == "clip" and value == 0))
+            ):
+                bound = ">= 0" if name == "clip" else "> 0"
+                raise UsageError(f"{name} must be a number {bound}, got {value!r}")
+            if field.type == "bool" and not isinstance(value, bool):
+                raise UsageError(f"{name} must be true or false, got {value!r}")
+        for name in ("top", "freeze_a"):
+            if getattr(self, name) and self.tuning != "lora":
+                raise UsageError(f"{name} needs tuning lora, got {self.tuning!r}")
+        least = {"mean": 2, "leave-one-out": 2, "dap": 2}.get(self.estimator, 1)
+        if self.directions < least:
+            raise UsageError(
+                f"directions must be >= {least} for {self.estimator}, got"
+                f" {self.directions}"
+            )
+        power_of_two = self.directions > 1 and not self.directions & self.directions - 1
+        if self.sampler == "simplex" and not power_of_two:
+            raise UsageError(
+                f"directions must be a power of 2 for simplex, got {self.directions}"
+            )
+        if self.tuning == "all" and self.sampler not in ("gaussian", "rademacher"):
+            raise UsageError(
+                "sampler must be gaussian or rademacher, drawn layer by layer, for"
+                f" tuning all, got {self.sampler!r}"
+            )
+
+    def to_json(self) -> str:
+        """What :func:`read` reads."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+_LORA = Recipe(top=10, matrices="qk", freeze_a=True, calibrate=True, learning_rate=0.4)
+_PROMPT = Recipe(tuning="prompt", calibrate=True, learning_rate=4e-3, batch=8)
+PRESETS: dict[str, tuple[str, Recipe]] = {
+    "quick": (
+        "lora-zo in a few minutes: expect some 75% on the test sentences, five points"
+        " above calibrated zero-shot",
+        dataclasses.replace(_LORA, steps=300, sentences=512),
+    ),
+    "lora-zo": (
+        "LoRA on queries and keys of the last 10 layers, forward passes only",
+        dataclasses.replace(_LORA, steps=1200),
+    ),
+    "prompt-zo": (
+        "10 virtual tokens that start as an instruction, forward passes only",
+        dataclasses.replace(_PROMPT, steps=500),
+    ),
+    "full-zo": (
+        "all parameters at the memory of a forward pass",
+        Recipe(tuning="all", calibrate=True, learning_rate=1e-4),
+    ),
+    "lora-adam": (
+        "the first-order ceiling: LoRA on all layers, exact gradients, Adam",
+        Recipe(estimator="first-order", optimizer="adam", learning_rate=1e-3, steps=60),
+    ),
+    "zoar-paper": (
+        "the ZoAR paper's settings (OPT-1.3B, SST-2, LoRA)",
+        Recipe(
+            estimator="zoar",
+            history=15,
+            sampler="gaussian",
+            smoothing=1e-2,
+            learning_rate=5e-5,
+            schedule="constant",
+            clip=0.0,
+            longest=64,
+            sentences=1000,
+            steps=20_000,
+        ),
+    ),
+    "dap-paper": (
+        "the DAP paper's settings (OPT-1.3B, SST-2, prompt tuning)",
+        Recipe(
+            tuning="prompt",
+            estimator="dap",
+            directions=2,
+            sampler="gaussian",
+            smoothing=1e-5,
+            learning_rate=1e-4,
+            schedule="constant",
+            clip=0.0,
+            longest=64,
+            sentences=1000,
+            steps=20_000,
+        ),
+    ),
+}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads some fields of a recipe from a JSON file."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+    known = {field.name for field in dataclasses.fields(Recipe)}
+    if not isinstance(fields, dict) or not set(fields) <= known:
+        unknown = sorted(set(fields) - known) if isinstance(fields, dict) else fields
+        raise UsageError(f"{path}: unknown {unknown}, choose from {sorted(known)}")
+    return fields
+
+
+def queries(recipe: Recipe) -> int:
+    """Forward passes of a step."""
+    return ESTIMATORS[recipe.estimator](recipe.directions)
+
+
+def _schedule(recipe: Recipe) -> optax.ScalarOrSchedule:
+    rate, steps = recipe.learning_rate, recipe.steps
+    if recipe.schedule == "linear":
+        return optax.linear_schedule(rate, 0.0, steps)
+    if recipe.schedule == "cosine":
+        return optax.cosine_decay_schedule(rate, steps)
+    return rate
+
+
+def _estimator(
+    recipe: Recipe, sampler: zojax.Sampler, key: jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    mu, k = recipe.smoothing, recipe.directions
+    # Adapters are small: both sides of a direction are asked together. Of a whole model
+    # one perturbed layer is drawn at a time, and the sides take turns.
+    chunk = 1 if recipe.tuning == "all" else None
+    shared = {"key": key, "sampler": sampler, "chunk_size": chunk}
+    differences = {
+        "two-sided": "central",
+        "one-sided": "forward",
+        "mean": "mean",
+        "leave-one-out": "leave_one_out",
+    }
+    if recipe.estimator in differences:
+        kind = differences[recipe.estimator]
+        clip = recipe.clip or None
+        return zojax.two_point(mu, k, difference=kind, clip=clip, **shared)
+    if recipe.estimator == "zoar":
+        return zojax.zoar(
+            mu,
+            k,
+            history_size=recipe.history,
+            storage="replay",
+            symmetric=True,
+            **shared,
+        )
+    return zojax.dap(mu, k, base=sampler, **shared)
+
+
+def optimizer(
+    recipe: Recipe,
+    params: Any,
+    trainable: Any,
+    key: jax.Array,
+    *,
+    stacked: Any = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Builds the optax chain: estimator, clipping, optimizer.
+
+    Args:
+      recipe: its settings.
+      params: what is tuned.
+      trainable: pytree prefix of bools; the others are frozen.
+      key: of the directions.
+      stacked: leaves whose perturbation is drawn slice by slice ("all" only).
+
+    Returns:
+      The chain; with a first-order recipe it takes gradients.
+    """
+    flags = jax.tree.map(
+        lambda flag, sub: jax.tree.map(lambda _: flag, sub), trainable, params
+    )
+    size = sum(
+        leaf.size
+        for leaf, flag in zip(
+            jax.tree.leaves(params), jax.tree.leaves(flags), strict=True
+        )
+        if flag
+    )
+    rate = _schedule(recipe)
+    inner = {
+        "sgd": lambda: optax.sgd(rate),
+        "momentum": lambda: optax.sgd(rate, momentum=0.9),
+        "adam": lambda: optax.adam(rate),
+        "radazo": lambda: zojax.radazo(rate),
+    }[recipe.optimizer]()
+    parts = []
+    if recipe.estimator != "first-order":
+        sampler = SAMPLERS[recipe.sampler]()
+        if recipe.tuning == "all":
+            sampler = perturbations.lazy(sampler, stacked)
+        sampler = perturbations.restrict(sampler, flags)
+        parts.append(_estimator(recipe, sampler, key))
+        if recipe.clip and recipe.estimator in ("zoar", "dap"):
+            # As above for one direction: |w v| = |w| sqrt(d).
+            parts.append(optax.clip_by_global_norm(recipe.clip * math.sqrt(size)))
+    labels = jax.tree.map(lambda flag: "tuned" if flag else "frozen", flags)
+    parts.append(
+        optax.partition({"tuned": inner, "frozen": optax.set_to_zero()}, labels)
+    )
+    return optax.chain(*parts)

@@ -1,0 +1,292 @@
+"""The training loop: steps, validation, checkpoints for a run that goes on."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+
+from benchmarks import UsageError
+from benchmarks.language.problem import Batch, Problem, evaluate, loss
+from benchmarks.language.recipe import Recipe, optimizer, queries
+
+__all__ = [
+    "Progress",
+    "Run",
+    "batch_rows",
+    "forget",
+    "make_step",
+    "restore",
+    "start",
+    "train",
+]
+
+KEEP_EVERY = 30.0  # seconds between checkpoints
+
+
+class Run(NamedTuple):
+    """A run between two steps: all that a resumed one needs."""
+
+    tuned: Any  # the trainable params
+    opt_state: Any
+    step: int
+    losses: list[float]  # of the steps since the last validation
+    seconds: float  # of training and validation
+    curve: list[dict[str, float]]  # a row for each validation
+
+
+class Progress(NamedTuple):
+    """What is shown while a run goes on."""
+
+    step: int
+    loss: float  # mean since the last validation, at the perturbed points
+    accuracy: float  # of the last validation
+    tokens_per_second: float  # through the model in forward passes
+
+
+def tuned_part(recipe: Recipe) -> str:
+    return "model" if recipe.tuning == "all" else "adapter"
+
+
+def make_step(
+    recipe: Recipe, problem: Problem
+) -> tuple[optax.GradientTransformationExtraArgs, Callable]:
+    """Returns (the optax chain, a step to be jitted with tuned and state donated).
+
+    step(tuned, opt_state, frozen, batch) -> (tuned, opt_state, loss); the loss of a
+    zeroth-order step is the mean of its queries.
+    """
+    name = tuned_part(recipe)
+    key = jax.random.fold_in(jax.random.key(recipe.seed), 2)
+    opt = optimizer(
+        recipe, problem.params, problem.trainable, key, stacked=problem.stacked
+    )
+    value_fn = loss(problem.config, problem.words)
+
+    def first_order(params, batch):
+        part = lambda tuned: value_fn({**params, name: tuned}, batch)
+        value, gradient = jax.value_and_grad(part)(params[name])
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return value, {**zeros, name: gradient}
+
+    def step(tuned, opt_state, frozen, batch):
+        params = {**frozen, name: tuned}
+        if recipe.estimator == "first-order":
+            value, gradient = first_order(params, batch)
+            updates, opt_state = opt.update(gradient, opt_state, params)
+        else:
+            updates, opt_state = opt.update(
+                None, opt_state, params, value_fn=value_fn, batch=batch
+            )
+            value = optax.tree.get(opt_state, "query_mean")
+        return optax.apply_updates(tuned, updates[name]), opt_state, value
+
+    return opt, step
+
+
+def start(recipe: Recipe, problem: Problem) -> Run:
+    """Returns the run before its first step."""
+    opt, _ = make_step(recipe, problem)
+    tuned = problem.params[tuned_part(recipe)]
+    if recipe.tuning != "all":  # a copy of a whole model would double its memory
+        tuned = jax.tree.map(jnp.copy, tuned)
+    return Run(tuned, opt.init(problem.params), 0, [], 0.0, [])
+
+
+def batch_rows(recipe: Recipe, number: int, step: int) -> np.ndarray:
+    """The sentences of a step, i[batch]: epochs in an order that the seed names."""
+    batches = number // recipe.batch
+    epoch, i = divmod(step, batches)
+    order = np.random.default_rng([recipe.seed, epoch]).permutation(number)
+    return order[i * recipe.batch : (i + 1) * recipe.batch]
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Yields whether Ctrl-C was pressed; a second one stops at once."""
+    pressed = False
+
+    def handler(number, frame):
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    try:
+        previous = signal.signal(signal.SIGINT, handler)
+    except ValueError:  # not the main thread: nothing to catch here
+        yield lambda: False
+        return
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def train(
+    recipe: Recipe,
+    problem: Problem,
+    run: Run,
+    *,
+    every: int = 50,
+    tick: Callable[[Progress], None] = lambda progress: None,
+    keep: Callable[[Run], None] = lambda run: None,
+) -> Run:
+    """Runs the remaining steps.
+
+    Args:
+      recipe: its settings.
+      problem: made from that recipe; with tuning "all" its params are used up.
+      run: where to go on.
+      every: steps between validations.
+      tick: is called after each step.
+      keep: is given the run now and then, and when it is interrupted.
+
+    Returns:
+      The finished run.
+
+    Raises:
+      KeyboardInterrupt: after the run was kept.
+    """
+    name = tuned_part(recipe)
+    frozen = {part: x for part, x in problem.params.items() if part != name}
+    _, step_fn = make_step(recipe, problem)
+    step_fn = jax.jit(step_fn, donate_argnums=(0, 1))
+    number, passes = len(problem.train.labels), queries(recipe)
+    tokens = passes * recipe.batch * problem.train.inputs.shape[1]
+    began = kept = time.perf_counter()
+    before = run.seconds
+    elapsed = lambda: before + time.perf_counter() - began
+
+    def validated(run: Run) -> Run:
+        params = {**frozen, name: run.tuned}
+        score = evaluate(problem, params, problem.validation)
+        row = {
+            "step": run.step,
+            "passes": run.step * passes,
+            "seconds": round(elapsed(), 2),
+            "loss": float(np.mean(run.losses)) if run.losses else None,
+            "accuracy": score.accuracy,
+            "cross_entropy": score.cross_entropy,
+        }
+        return run._replace(losses=[], curve=[*run.curve, row], seconds=elapsed())
+
+    with _interruptible() as interrupted:
+        if not run.curve:
+            run = validated(run)
+        while run.step < recipe.steps:
+            stepped = time.perf_counter()
+            rows = batch_rows(recipe, number, run.step)
+            tuned, opt_state, value = step_fn(
+                run.tuned, run.opt_state, frozen, on_device(problem.train, rows)
+            )
+            losses = [*run.losses, float(value)]
+            speed = tokens / (time.perf_counter() - stepped)
+            run = Run(tuned, opt_state, run.step + 1, losses, elapsed(), run.curve)
+            if run.step % every == 0 or run.step == recipe.steps:
+                run = validated(run)
+            accuracy = run.curve[-1]["accuracy"]
+            tick(Progress(run.step, float(np.mean(losses)), accuracy, speed))
+            stop = interrupted()
+            if stop or time.perf_counter() - kept > KEEP_EVERY:
+                keep(run)
+                kept = time.perf_counter()
+            if stop:
+                raise KeyboardInterrupt
+    keep(run)
+    return run
+
+
+def on_device(data: Batch, rows: np.ndarray) -> Batch:
+    """A batch of these rows."""
+    return jax.tree.map(jnp.asarray, data.take(rows))
+
+
+# -- checkpoints -----------------------------------------------------------------------
+
+
+def _kept(run: Run) -> list[jax.Array]:
+    """Leaves in order; orbax refuses empty ones, which hold nothing to restore."""
+    leaves = jax.tree.leaves((run.tuned, run.opt_state))
+    return [leaf for leaf in leaves if leaf.size]
+
+
+def saver(folder: Path, settings: dict[str, Any]) -> Callable[[Run], None]:
+    """Returns a function that saves a run in a folder, with orbax; the last one stays.
+
+    Leaves are saved in order, not by name: states of optax hold nodes without leaves.
+    The settings are saved beside them, for :func:`restore` to compare.
+    """
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, enable_async_checkpointing=False
+    )
+    manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def save(run):
+        if manager.latest_step() == run.step:
+            return
+        rest = run._replace(tuned=None, opt_state=None)._asdict()
+        manager.save(
+            run.step,
+            args=ocp.args.Composite(
+                leaves=ocp.args.StandardSave(_kept(run)),
+                rest=ocp.args.JsonSave(rest | {"settings": settings}),
+            ),
+            force=True,
+        )
+
+    return save
+
+
+def forget(folder: Path) -> None:
+    """Removes the checkpoints of an earlier run."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise UsageError(f"cannot replace {folder}: {error.strerror}") from None
+
+
+def restore(folder: Path, settings: dict[str, Any], like: Run) -> Run | None:
+    """Restores the run that a folder holds, or None; ``like`` gives its structure."""
+    if not folder.is_dir():
+        return None
+    # Shapes alone: a whole model is not held twice.
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in _kept(like)]
+    try:
+        with ocp.CheckpointManager(folder.absolute()) as manager:
+            latest = manager.latest_step()
+            if latest is None:
+                return None
+            found = manager.restore(
+                latest,
+                args=ocp.args.Composite(
+                    leaves=ocp.args.StandardRestore(shapes),
+                    rest=ocp.args.JsonRestore(),
+                ),
+            )
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        line = (str(error).strip().splitlines() or ["no message"])[0]
+        raise UsageError(f"cannot resume: {folder} is not readable: {line}") from None
+    rest = found["rest"]
+    if rest.pop("settings") != settings:
+        raise UsageError(
+            f"cannot resume: {folder} belongs to a run with other settings; drop"
+            " --resume to overwrite it"
+        )
+    leaves, structure = jax.tree.flatten((like.tuned, like.opt_state))
+    restored = iter(found["leaves"])
+    tuned, opt_state = jax.tree.unflatten(
+        structure, [next(restored) if leaf.size else leaf for leaf in leaves]
+    )
+    return Run(**rest | {"tuned": tuned, "opt_state": opt_state})

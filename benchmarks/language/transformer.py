@@ -1,0 +1,187 @@
+"""A decoder-only transformer in plain JAX: Llama and OPT are two settings of it.
+
+Layers are stacked: each leaf of ``params["layers"]`` has a leading axis over them, and
+one ``lax.scan`` runs through. What a model has shows in its params: a gate makes the
+MLP SwiGLU (else ReLU), a bias of a norm makes it a LayerNorm (else RMSNorm). Parts of
+the params are materialized just before they are used, so that lazy perturbations are
+drawn a layer, and a token, at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from zojax import materialize
+
+__all__ = ["Adapter", "Config", "forward", "hidden_states", "word_logits"]
+
+Params = dict[str, Any]
+Adapter = dict[str, Any]
+TOP = ("norm", "norm_bias", "project_out")
+
+
+class Config(NamedTuple):
+    """What the shapes of the params do not tell; hashable, for static arguments."""
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    epsilon: float  # of the norms
+    rope_base: float | None  # None: learned positions, as in OPT
+    pre_norm: bool = True  # norm before attention and MLP, and at the end
+    position_offset: int = 0  # OPT's table of positions starts at 2
+
+
+def _norm(config: Config, params: Params, name: str, x: jax.Array) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    bias = params.get(name + "_bias")
+    if bias is not None:
+        wide -= wide.mean(axis=-1, keepdims=True)
+    variance = jnp.mean(wide**2, axis=-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(variance + config.epsilon) * params[name]
+    return (wide if bias is None else wide + bias).astype(x.dtype)
+
+
+def _linear(params: Params, name: str, x: jax.Array, lora: Adapter) -> jax.Array:
+    y = x @ params[name]
+    if name in lora:
+        # W + scale A B, never formed; the scale sits in A.
+        y += (x @ lora[name]["a"].astype(x.dtype)) @ lora[name]["b"].astype(x.dtype)
+    bias = params.get(name + "_bias")
+    return y if bias is None else y + bias
+
+
+def _rotate(config: Config, x: jax.Array, positions: jax.Array) -> jax.Array:
+    """Rotary positions on x[B, T, heads, head_size]; halves are paired."""
+    half = config.head_size // 2
+    rates = config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[:, None, None] * rates
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def _attention(
+    config: Config, layer: Params, x: jax.Array, lora: Adapter, prefix: Adapter
+) -> tuple[jax.Array, Adapter]:
+    batch, length, _ = x.shape
+    start = prefix["k"].shape[0] if prefix else 0
+    positions = start + jnp.arange(length)
+    split = lambda name, heads: _linear(layer, name, x, lora).reshape(
+        batch, length, heads, config.head_size
+    )
+    q = split("q", config.heads)
+    k, v = split("k", config.kv_heads), split("v", config.kv_heads)
+    if config.rope_base is not None:
+        q, k = _rotate(config, q, positions), _rotate(config, k, positions)
+    own = {"k": k, "v": v}
+    if prefix:
+        before = lambda name: jnp.broadcast_to(
+            prefix[name].astype(x.dtype), (batch, *prefix[name].shape)
+        )
+        k = jnp.concatenate([before("k"), k], axis=1)
+        v = jnp.concatenate([before("v"), v], axis=1)
+    groups = config.heads // config.kv_heads
+    q = q.reshape(batch, length, config.kv_heads, groups, config.head_size)
+    scores = jnp.einsum("btkgh,bskh->bkgts", q, k).astype(jnp.float32)
+    causal = positions[:, None] >= jnp.arange(start + length)
+    scores = jnp.where(causal, scores / math.sqrt(config.head_size), -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+    mixed = jnp.einsum("bkgts,bskh->btkgh", weights, v)
+    mixed = mixed.reshape(batch, length, config.heads * config.head_size)
+    return _linear(layer, "o", mixed, lora), own
+
+
+def _mlp(layer: Params, x: jax.Array, lora: Adapter) -> jax.Array:
+    up = _linear(layer, "up", x, lora)
+    if "gate" in layer:
+        up = jax.nn.silu(_linear(layer, "gate", x, lora)) * up
+    else:
+        up = jax.nn.relu(up)
+    return _linear(layer, "down", up, lora)
+
+
+def _block(
+    config: Config, layer: Params, x: jax.Array, lora: Adapter, prefix: Adapter
+) -> tuple[jax.Array, Adapter]:
+    norm = lambda name, y: _norm(config, layer, name, y)
+    if config.pre_norm:
+        mixed, own = _attention(config, layer, norm("attention_norm", x), lora, prefix)
+        x = x + mixed
+        return x + _mlp(layer, norm("mlp_norm", x), lora), own
+    mixed, own = _attention(config, layer, x, lora, prefix)
+    x = norm("attention_norm", x + mixed)
+    return norm("mlp_norm", x + _mlp(layer, x, lora)), own
+
+
+def embed(
+    config: Config, params: Params, tokens: jax.Array, adapter: Adapter
+) -> jax.Array:
+    """Embeds tokens i32[B, T] after the S soft tokens, if any: f[B, S + T, D]."""
+    x = materialize(params["embed"][tokens])
+    if "soft" in adapter:
+        soft = materialize(adapter["soft"]).astype(x.dtype)
+        soft = jnp.broadcast_to(soft, (len(tokens), *soft.shape))
+        x = jnp.concatenate([soft, x], axis=1)
+    if "project_in" in params:
+        x = x @ materialize(params["project_in"])
+    if config.rope_base is None:
+        start = adapter["prefix"]["k"].shape[1] if "prefix" in adapter else 0
+        first = config.position_offset + start
+        x += materialize(params["positions"][first : first + x.shape[1]])
+    return x
+
+
+def run_layers(
+    config: Config, layers: Params, x: jax.Array, adapter: Adapter
+) -> tuple[jax.Array, Adapter]:
+    """Runs x[B, T, D] through stacked layers: (x, each layer's keys and values)."""
+
+    def body(x, slices):
+        layer, lora, prefix = materialize(slices)
+        return _block(config, layer, x, lora, prefix)
+
+    slices = (layers, adapter.get("lora", {}), adapter.get("prefix", {}))
+    return jax.lax.scan(body, x, slices)
+
+
+def finish(config: Config, params: Params, x: jax.Array) -> jax.Array:
+    """What follows the layers: the last norm and OPT-350m's projection."""
+    top = materialize({name: params[name] for name in TOP if name in params})
+    if "norm" in top:
+        x = _norm(config, top, "norm", x)
+    return x @ top["project_out"] if "project_out" in top else x
+
+
+def hidden_states(
+    config: Config, params: Params, tokens: jax.Array, adapter: Adapter | None = None
+) -> jax.Array:
+    """Returns the states that logits are made of, f[B, T, D], for tokens i32[B, T].
+
+    Attention is causal: sentences are padded on the right, and what follows a position
+    does not reach it.
+    """
+    adapter = adapter or {}
+    x, _ = run_layers(
+        config, params["layers"], embed(config, params, tokens, adapter), adapter
+    )
+    soft = adapter["soft"].shape[0] if "soft" in adapter else 0
+    return finish(config, params, x[:, soft:])
+
+
+def word_logits(params: Params, states: jax.Array, words: jax.Array) -> jax.Array:
+    """Logits f32[..., W] of some words i32[W] from states f[..., D]."""
+    rows = materialize(params.get("head", params["embed"])[words])
+    return jnp.einsum("...d,wd->...w", states, rows, preferred_element_type=jnp.float32)
+
+
+def forward(
+    config: Config, params: Params, tokens: jax.Array, adapter: Adapter | None = None
+) -> jax.Array:
+    """Logits f32[B, T, V] of every next token."""
+    states = hidden_states(config, params, tokens, adapter)
+    return word_logits(params, states, jnp.arange(params["embed"].shape[0]))

