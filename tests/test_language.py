@@ -30,7 +30,7 @@ from benchmarks.language import (
 )
 from benchmarks.language.problem import Source
 from benchmarks.language.recipe import PRESETS, Recipe, queries
-from benchmarks.language.transformer import forward
+from benchmarks.language.transformer import embed, finish, forward, run_layers
 
 REFERENCES = Path(__file__).parent / "references"
 TINY = ("opt", "opt-post-norm", "llama")
@@ -261,6 +261,79 @@ def test_cached_lower_layers_change_nothing(ready):
     assert np.abs(one - bare).max() > 1e-3
 
 
+@pytest.mark.parametrize("top", [0, 2])
+def test_texts_that_were_run_once_answer_as_whole_sentences(ready, top):
+    """At the start, where nothing was added to the template's words."""
+    once = ready(Recipe(**SMALL, top=top, after_text=True))
+    whole = ready(Recipe(**SMALL))
+    for split in ("train", "test"):
+        np.testing.assert_allclose(
+            _margins(once, once.params, getattr(once, split)),
+            _margins(whole, whole.params, getattr(whole, split)),
+            atol=1e-5,
+        )
+
+
+def test_after_text_only_the_templates_words_are_adapted(ready):
+    """Oracle: the text through the bare layers, its last two tokens through W + A B."""
+    once = ready(Recipe(**SMALL, after_text=True, matrices="qkvo"))
+    model = once.params["model"]
+    whole = ready(Recipe(**SMALL)).test
+    draw = lambda leaf: 0.3 * jax.random.normal(jax.random.key(0), leaf.shape)
+    adapter = {"lora": jax.tree.map(draw, once.params["adapter"]["lora"])}
+    adapted = {
+        name: leaf + jnp.einsum("lir,lro->lio", *adapter["lora"][name].values())
+        if name in adapter["lora"]
+        else leaf
+        for name, leaf in model["layers"].items()
+    }
+    expected = []
+    for tokens_of, last in zip(whole.inputs[:8], whole.last[:8], strict=True):
+        text, end = tokens_of[None, : last - 1], tokens_of[None, last - 1 : last + 1]
+        x = embed(once.config, model, text, {})
+        _, own = run_layers(once.config, model["layers"], x, {})
+        y = embed(once.config, model, end, {})
+        # As a shared prefix of one sentence, which other tests compare with text.
+        before = {"prefix": jax.tree.map(lambda leaf: leaf[:, 0], own)}
+        y, _ = run_layers(once.config, adapted, y, before)
+        logits = finish(once.config, model, y[0, -1]) @ model["embed"][once.words].T
+        expected.append(logits[1] - logits[0])
+    some = once.test.take(slice(8))
+    found = _margins(once, {"model": model, "adapter": adapter}, some)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    bare = _margins(once, once.params, some)
+    assert np.abs(found - bare).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["opt", "opt-post-norm", "llama"])
+def test_a_soft_prompt_after_the_text_stands_where_tokens_would(name):
+    """Against the tokens themselves between text and end, in every architecture."""
+    config, params = checkpoints.load_folder(REFERENCES / name)
+    draw = np.random.default_rng(0).integers
+    rows = draw(4, 48, (5, 9)).astype(np.int32)
+    last = np.asarray([4, 8, 6, 8, 5], np.int32)
+    examples = tasks.Examples(rows, last, np.zeros(5, np.int32))
+    batch = problem.run_texts(config, params, 0, 2, examples)
+    virtual, words = np.asarray([7, 11, 5], np.int32), np.asarray([9, 30], np.int32)
+    soft = {"soft": params["embed"][virtual]}
+    found = problem.logits(config, {"model": params, "adapter": soft}, batch, words)
+    for i, end in enumerate(last):
+        text, tail = rows[i, : end - 1], rows[i, end - 1 : end + 1]
+        tokens_of = np.concatenate([text, virtual, tail])[None]
+        expected = forward(config, params, tokens_of)[0, -1, words]
+        np.testing.assert_allclose(found[i], expected, atol=2e-5)
+
+
+def test_another_seed_starts_from_another_adapter_alone(ready):
+    fields = SMALL | {"top": 2, "after_text": True, "calibrate": True}
+    other = Recipe(**fields, seed=5)
+    made = problem.with_seed(ready(Recipe(**fields)), other)
+    for a, b in zip(
+        jax.tree.leaves(made.params), jax.tree.leaves(ready(other).params), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("tuning", ["prompt", "prefix"])
 def test_soft_tokens_start_as_text_before_the_sentence(ready, tiny, tuning):
     """Before a step the model answers as if the text were there."""
@@ -304,6 +377,8 @@ ESTIMATES = {
     "prefix": {"tuning": "prefix"},
     "all": {"tuning": "all", "learning_rate": 1e-3},
     "top, B alone": {"top": 2, "freeze_a": True, "calibrate": True, "matrices": "qk"},
+    "top, after text": {"top": 2, "after_text": True, "calibrate": True},
+    "prompt after text": {"tuning": "prompt", "after_text": True},
 }
 
 
@@ -376,6 +451,7 @@ def test_clipping_bounds_the_directional_derivative(ready):
         ({"clip": -1.0}, "clip must be a number >= 0"),
         ({"freeze_a": 1}, "freeze_a must be true or false"),
         ({"top": 2, "tuning": "prompt"}, "top needs tuning lora"),
+        ({"after_text": True, "tuning": "all"}, "after_text needs tuning lora or"),
         ({"estimator": "dap"}, "directions must be >= 2 for dap"),
         ({"sampler": "simplex", "directions": 6}, "power of 2 for simplex"),
         ({"tuning": "all", "sampler": "sphere"}, "gaussian or rademacher"),
@@ -461,9 +537,18 @@ def _train(tiny, output, *more):
     return main(["language", "train", *options.split(), *sizes.split(), *more])
 
 
-def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "where",
+    [
+        ("--top", "2", "--after-text"),
+        ("--tuning", "prompt", "--after-text"),
+        ("--no-after-text",),
+    ],
+)
+def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys, where):
     """What predict says is what the saved adapter's run found on the test set."""
-    assert _train(tiny, tmp_path, "--learning-rate", "0.3", "--calibrate") == 0
+    options = ("--learning-rate", "0.3", "--calibrate", *where)
+    assert _train(tiny, tmp_path, *options) == 0
     out = capsys.readouterr().out
     assert "calibrated" in out
     assert "Test: accuracy" in out
@@ -482,9 +567,7 @@ def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys):
     ]
     assert np.mean(right) == pytest.approx(result["accuracy"])
     # Finished already: nothing is trained again, and the result stays.
-    assert (
-        _train(tiny, tmp_path, "--learning-rate", "0.3", "--calibrate", "--resume") == 0
-    )
+    assert _train(tiny, tmp_path, *options, "--resume") == 0
     again = json.loads((tmp_path / "result.json").read_text())
     assert again["accuracy"] == result["accuracy"]
 

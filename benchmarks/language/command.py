@@ -29,7 +29,7 @@ from benchmarks.folder import Folder
 from benchmarks.language import assets, problem, recipe, report, training
 from benchmarks.language.problem import Batch, Floors, Model, Source
 from benchmarks.language.recipe import PRESETS, Recipe
-from benchmarks.language.tasks import LABELS, Sentence, encode, word_ids
+from benchmarks.language.tasks import LABELS, Sentence, encode, template_end, word_ids
 
 __all__ = ["predict", "setup", "train"]
 
@@ -59,6 +59,8 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
     given = {name: value for name, value in options.items() if value is not None}
     if given.get("tuning", "lora") != "lora":  # what only LoRA has falls away
         fields |= {"top": 0, "freeze_a": False}
+    if given.get("tuning", "lora") in ("prefix", "all"):
+        fields["after_text"] = False
     return Recipe(**fields | given)
 
 
@@ -217,7 +219,7 @@ def predict(args: argparse.Namespace) -> None:
         )
     problem.check_room(model, chosen.tokens + problem.LONGEST)
     try:
-        logits = answer(model, tuned, texts)
+        logits = answer(model, tuned, texts, after_text=chosen.after_text)
     except (TypeError, ValueError) as error:  # shapes that do not fit
         line = str(error).splitlines()[0]
         raise UsageError(
@@ -228,7 +230,9 @@ def predict(args: argparse.Namespace) -> None:
         print(f"{LABELS[row.argmax()]}\t{row.max():.3f}\t{text}")
 
 
-def answer(model: Model, tuned: dict[str, Any], texts: list[str]) -> np.ndarray:
+def answer(
+    model: Model, tuned: dict[str, Any], texts: list[str], *, after_text: bool = False
+) -> np.ndarray:
     """Logits f32[N, 2] of the label words, by the whole model and what was tuned."""
     config, params, tokenizer = model
     examples = encode(
@@ -240,9 +244,10 @@ def answer(model: Model, tuned: dict[str, Any], texts: list[str]) -> np.ndarray:
         # Layers below the adapted ones get an update of zero.
         pad = lambda leaf: jnp.pad(leaf, [(layers - len(leaf), 0), (0, 0), (0, 0)])
         adapter = adapter | {"lora": jax.tree.map(pad, adapter["lora"])}
+    batch = Batch(*examples)
+    if after_text:
+        end = len(template_end(tokenizer))
+        batch = problem.run_texts(config, params, 0, end, examples)
     return problem.logits(
-        config,
-        {"model": params, "adapter": adapter},
-        Batch(*examples),
-        word_ids(tokenizer),
+        config, {"model": params, "adapter": adapter}, batch, word_ids(tokenizer)
     )

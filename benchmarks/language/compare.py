@@ -68,11 +68,11 @@ def recipe_of(method: str, rate: float, seed: int, passes: int) -> Recipe:
     return Recipe(**{**fields, "steps": steps})
 
 
-@functools.lru_cache(maxsize=1)  # seeds come one after the other
-def _ready(seed: int) -> tuple[problem.Problem, Floors]:
-    """The problem of a seed: all methods start from one adapter."""
+@functools.cache
+def _ready() -> tuple[problem.Problem, Floors]:
+    """The problem; what is run once serves all methods and seeds."""
     source = Source()
-    recipe = recipe_of("two-sided, Rademacher", GRID[0], seed, QUICK)
+    recipe = recipe_of("two-sided, Rademacher", GRID[0], 0, QUICK)
     model, splits = problem.load_model(source), problem.load_splits(source)
     ready = problem.make(recipe, model, splits)
     return ready, problem.floors(ready)
@@ -85,7 +85,8 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
     def cell(method: str, rate: float, run_seed: int) -> Cell:
         def run(tick: Callable[[float], None]) -> list[Row]:
             recipe = recipe_of(method, rate, run_seed, passes)
-            ready, floors = _ready(run_seed)
+            ready, floors = _ready()
+            ready = problem.with_seed(ready, recipe)
             out = training.train(
                 recipe,
                 ready,

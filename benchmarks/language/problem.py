@@ -21,6 +21,7 @@ from benchmarks.language.transformer import (
     Adapter,
     Config,
     Params,
+    Text,
     embed,
     finish,
     run_layers,
@@ -41,8 +42,10 @@ __all__ = [
     "load_splits",
     "loss",
     "make",
+    "run_texts",
     "start_adapter",
     "trainable_and_stacked",
+    "with_seed",
 ]
 
 LONGEST = 64  # tokens of a validation or test sentence; longer ones are cut
@@ -74,15 +77,24 @@ class Batch(NamedTuple):
     """What a step sees.
 
     ``inputs`` are tokens i32[B, T], or what the layers below the tuned ones answered,
-    f[B, T, D].
+    f[B, T, D]; of the template's end alone where the ``text`` before it was run once.
     """
 
     inputs: jax.Array
     last: jax.Array  # i32[B], index of the last token
     labels: jax.Array  # i32[B]
+    text: Text | None = None
 
     def take(self, rows: Any) -> Batch:
-        return Batch(*(field[rows] for field in self))
+        return jax.tree.map(lambda field: field[rows], self)
+
+    def cut(self, rows: Any, width: int) -> Batch:
+        """Takes rows whose sentences have at most ``width`` tokens to be run."""
+        some = self.take(rows)
+        if some.text is None:
+            return some._replace(inputs=some.inputs[:, :width])
+        k, v, length = some.text
+        return some._replace(text=Text(k[:, :, :width], v[:, :, :width], length))
 
 
 class Score(NamedTuple):
@@ -177,13 +189,15 @@ def _answers(
     inputs: jax.Array,
     last: jax.Array,
     words: jax.Array,
+    text: Text | None = None,
 ) -> jax.Array:
     """Logits f32[B, 2] of the label words after each sentence."""
     x, soft = inputs, 0
     if x.ndim == 2:
-        x = embed(config, model, inputs, adapter)
+        start = 0 if text is None else text.length
+        x = embed(config, model, inputs, adapter, start)
         soft = x.shape[1] - inputs.shape[1]
-    x, _ = run_layers(config, model["layers"], x, adapter)
+    x, _ = run_layers(config, model["layers"], x, adapter, text)
     states = finish(config, model, x[jnp.arange(len(last)), last + soft])
     return word_logits(model, states, words) + adapter.get("bias", 0.0)
 
@@ -201,6 +215,7 @@ def loss(
             batch.inputs,
             batch.last,
             jnp.asarray(words),
+            batch.text,
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         return losses.mean()
@@ -226,14 +241,17 @@ def logits(
 ) -> np.ndarray:
     """Logits f32[N, 2] of the label words, sentences of like lengths together."""
     out = np.zeros((len(batch.labels), len(words)), np.float32)
-    for rows, width in _groups(batch.last):
+    last = batch.last if batch.text is None else batch.text.length - 1
+    for rows, width in _groups(last):
+        some = jax.tree.map(jnp.asarray, batch.cut(rows, width))
         out[rows] = _compiled_answers(
             config,
             params["model"],
             params["adapter"],
-            jnp.asarray(batch.inputs[rows, :width]),
-            jnp.asarray(batch.last[rows]),
+            some.inputs,
+            some.last,
             jnp.asarray(words),
+            some.text,
         )
     return out
 
@@ -292,6 +310,60 @@ def _below(
     return batches
 
 
+def run_texts(
+    config: Config,
+    model: Params,
+    bottom: int,
+    template: int,
+    examples: Examples,
+    tick: Callable[[float], None] = lambda share: None,
+) -> Batch:
+    """Runs what comes before the template's end, once.
+
+    Args:
+      config: of the model.
+      model: its params.
+      bottom: layers below the tuned ones, whose answers are kept in place of tokens.
+      template: tokens of the template's end.
+      examples: sentences in their template.
+      tick: is called with the share of the work that is done.
+
+    Returns:
+      A :class:`Batch` with its text.
+    """
+    first = model["layers"]["q"]
+    layers, width = first.shape[0] - bottom, first.shape[1]
+
+    @jax.jit
+    def run(model, rows, ends):
+        split = lambda part: jax.tree.map(lambda leaf: leaf[part], model["layers"])
+        x = embed(config, model, rows, {})
+        x, _ = run_layers(config, split(slice(bottom)), x, {})
+        _, own = run_layers(config, split(slice(bottom, None)), x, {})
+        own = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), own)
+        return jnp.take_along_axis(x, ends[..., None], axis=1), own
+
+    number, length = len(examples.labels), examples.last + 1 - template
+    longest = int(length.max())
+    ends = length[:, None] + np.arange(template, dtype=np.int32)
+    shape = (number, layers, longest, config.kv_heads, config.head_size)
+    k, v = np.zeros(shape, first.dtype), np.zeros(shape, first.dtype)
+    inputs = np.take_along_axis(examples.tokens, ends, axis=1)
+    states = np.zeros((number, template, width), first.dtype)
+    done = 0
+    for rows, groups_width in _groups(examples.last):
+        tokens = jnp.asarray(examples.tokens[rows, :groups_width])
+        states[rows], own = run(model, tokens, jnp.asarray(ends[rows]))
+        kept = min(longest, groups_width)
+        k[rows, :, :kept] = own["k"][:, :, :kept]
+        v[rows, :, :kept] = own["v"][:, :, :kept]
+        done += len(rows)
+        tick(done / number)
+    last = np.full(number, template - 1, np.int32)
+    text = Text(k, v, length)
+    return Batch(states if bottom else inputs, last, examples.labels, text)
+
+
 def make(
     recipe: Recipe,
     model: Model,
@@ -341,10 +413,18 @@ def assemble(
         raise UsageError(f"top must be at most {layers}, got {recipe.top}")
     soft = recipe.tokens if recipe.tuning in ("prompt", "prefix") else 0
     check_room(model, soft + max(some.tokens.shape[1] for some in examples))
-    batches = [Batch(*some) for some in examples]
-    if 0 < recipe.top < layers:
-        bottom = layers - recipe.top
+    bottom = layers - recipe.top if recipe.top else 0
+    if recipe.after_text:
+        template = len(tasks.template_end(tokenizer))
+        batches = []
+        for i, some in enumerate(examples):
+            share = lambda part, i=i: tick((i + part) / len(examples))
+            batches.append(run_texts(config, params, bottom, template, some, share))
+    elif bottom:
         batches = _below(config, params, bottom, examples, tick)
+    else:
+        batches = [Batch(*some) for some in examples]
+    if bottom:
         params = _top(params, bottom, words)
         words = np.arange(len(words), dtype=np.int32)
     # Virtual tokens start as those of a text that fits the task, repeated as needed.
@@ -374,6 +454,17 @@ def start_adapter(
     if recipe.tuning == "prompt":
         return tuning.soft_prompt(params, virtual)
     return tuning.prefix(config, params, virtual)
+
+
+def with_seed(problem: Problem, recipe: Recipe) -> Problem:
+    """The same problem, from the start that another seed has."""
+    if recipe.tuning != "lora":
+        return problem
+    model, adapter = problem.params["model"], problem.params["adapter"]
+    fresh = start_adapter(recipe, problem.config, model, np.zeros(0, np.int32))
+    return dataclasses.replace(
+        problem, params={"model": model, "adapter": adapter | fresh}
+    )
 
 
 def trainable_and_stacked(

@@ -64,6 +64,11 @@ class Recipe:
         "qv", "what LoRA adapts: q, k, v, o of the attention", ("qv", "qk", "qkvo")
     )
     freeze_a: bool = _option(False, "tune only the B of LoRA's A B")
+    after_text: bool = _option(
+        False,
+        "LoRA adapts the template's last words alone, virtual tokens come before them:"
+        " the text before is run once, a pass runs what follows",
+    )
     tokens: int = _option(10, "virtual tokens of a prompt or a prefix")
     estimator: str = _option("two-sided", "of the gradient", tuple(ESTIMATORS))
     sampler: str = _option("rademacher", "of directions", tuple(SAMPLERS))
@@ -123,6 +128,10 @@ class Recipe:
         for name in ("top", "freeze_a"):
             if getattr(self, name) and self.tuning != "lora":
                 raise UsageError(f"{name} needs tuning lora, got {self.tuning!r}")
+        if self.after_text and self.tuning not in ("lora", "prompt"):
+            raise UsageError(
+                f"after_text needs tuning lora or prompt, got {self.tuning!r}"
+            )
         least = {"mean": 2, "leave-one-out": 2, "dap": 2}.get(self.estimator, 1)
         if self.directions < least:
             raise UsageError(

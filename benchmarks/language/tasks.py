@@ -25,6 +25,7 @@ __all__ = [
     "movie_reviews",
     "read_tsv",
     "sst2",
+    "template_end",
     "word_ids",
 ]
 
@@ -151,6 +152,11 @@ def word_ids(tokenizer: Tokenizer, words: Sequence[str] = WORDS) -> np.ndarray:
     return np.asarray(ids, np.int32)[:, 0]
 
 
+def template_end(tokenizer: Tokenizer) -> list[int]:
+    """The tokens of what follows the sentence in the template."""
+    return tokenizer.encode(TEMPLATE.split("{}")[1], add_special_tokens=False).ids
+
+
 def encode(
     tokenizer: Tokenizer,
     sentences: Sequence[Sentence],
@@ -169,8 +175,7 @@ def encode(
     Returns:
       :class:`Examples`, in the order of the sentences.
     """
-    before, after = TEMPLATE.split("{}")
-    end = tokenizer.encode(after, add_special_tokens=False).ids
+    before, end = TEMPLATE.split("{}")[0], template_end(tokenizer)
     rows = []
     for text, label in sentences:
         ids = tokenizer.encode(before + text).ids

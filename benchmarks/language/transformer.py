@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from zojax import materialize
 
-__all__ = ["Adapter", "Config", "forward", "hidden_states", "word_logits"]
+__all__ = ["Adapter", "Config", "Text", "forward", "hidden_states", "word_logits"]
 
 Params = dict[str, Any]
 Adapter = dict[str, Any]
@@ -34,6 +34,14 @@ class Config(NamedTuple):
     rope_base: float | None  # None: learned positions, as in OPT
     pre_norm: bool = True  # norm before attention and MLP, and at the end
     position_offset: int = 0  # OPT's table of positions starts at 2
+
+
+class Text(NamedTuple):
+    """What each layer kept of the texts before the inputs; their lengths differ."""
+
+    k: jax.Array  # f[B, L, S, kv_heads, head_size], rotated to their positions
+    v: jax.Array
+    length: jax.Array  # i32[B]; what follows it in k and v is padding
 
 
 def _norm(config: Config, params: Params, name: str, x: jax.Array) -> jax.Array:
@@ -59,18 +67,26 @@ def _rotate(config: Config, x: jax.Array, positions: jax.Array) -> jax.Array:
     """Rotary positions on x[B, T, heads, head_size]; halves are paired."""
     half = config.head_size // 2
     rates = config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[:, None, None] * rates
+    angles = positions[..., None, None] * rates
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
 def _attention(
-    config: Config, layer: Params, x: jax.Array, lora: Adapter, prefix: Adapter
+    config: Config,
+    layer: Params,
+    x: jax.Array,
+    lora: Adapter,
+    before: Adapter,
+    start: jax.Array,
 ) -> tuple[jax.Array, Adapter]:
+    """Attends to what is before x, {} or {"k", "v"} f[(B,) S, ...], and to x itself.
+
+    ``start``, i32[] or i32[B], is how many of the S count, and the first position of x.
+    """
     batch, length, _ = x.shape
-    start = prefix["k"].shape[0] if prefix else 0
-    positions = start + jnp.arange(length)
+    positions = start[..., None] + jnp.arange(length)
     split = lambda name, heads: _linear(layer, name, x, lora).reshape(
         batch, length, heads, config.head_size
     )
@@ -79,17 +95,24 @@ def _attention(
     if config.rope_base is not None:
         q, k = _rotate(config, q, positions), _rotate(config, k, positions)
     own = {"k": k, "v": v}
-    if prefix:
-        before = lambda name: jnp.broadcast_to(
-            prefix[name].astype(x.dtype), (batch, *prefix[name].shape)
+    seen = jnp.tril(jnp.ones((length, length), bool))
+    if before:
+        whole = lambda name: jnp.broadcast_to(
+            before[name].astype(x.dtype), (batch, *before[name].shape[-3:])
         )
-        k = jnp.concatenate([before("k"), k], axis=1)
-        v = jnp.concatenate([before("v"), v], axis=1)
+        k = jnp.concatenate([whole("k"), k], axis=1)
+        v = jnp.concatenate([whole("v"), v], axis=1)
+        earlier = jnp.arange(before["k"].shape[-3]) < start[..., None]  # ([B,] S)
+        shape = (*start.shape, length)
+        earlier = jnp.broadcast_to(earlier[..., None, :], (*shape, earlier.shape[-1]))
+        seen = jnp.concatenate(
+            [earlier, jnp.broadcast_to(seen, (*shape, length))], axis=-1
+        )
+        seen = seen.reshape(-1, 1, 1, *seen.shape[-2:])  # over heads
     groups = config.heads // config.kv_heads
     q = q.reshape(batch, length, config.kv_heads, groups, config.head_size)
     scores = jnp.einsum("btkgh,bskh->bkgts", q, k).astype(jnp.float32)
-    causal = positions[:, None] >= jnp.arange(start + length)
-    scores = jnp.where(causal, scores / math.sqrt(config.head_size), -jnp.inf)
+    scores = jnp.where(seen, scores / math.sqrt(config.head_size), -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
     mixed = jnp.einsum("bkgts,bskh->btkgh", weights, v)
     mixed = mixed.reshape(batch, length, config.heads * config.head_size)
@@ -106,22 +129,35 @@ def _mlp(layer: Params, x: jax.Array, lora: Adapter) -> jax.Array:
 
 
 def _block(
-    config: Config, layer: Params, x: jax.Array, lora: Adapter, prefix: Adapter
+    config: Config,
+    layer: Params,
+    x: jax.Array,
+    lora: Adapter,
+    before: Adapter,
+    start: jax.Array,
 ) -> tuple[jax.Array, Adapter]:
     norm = lambda name, y: _norm(config, layer, name, y)
+    attention = lambda y: _attention(config, layer, y, lora, before, start)
     if config.pre_norm:
-        mixed, own = _attention(config, layer, norm("attention_norm", x), lora, prefix)
+        mixed, own = attention(norm("attention_norm", x))
         x = x + mixed
         return x + _mlp(layer, norm("mlp_norm", x), lora), own
-    mixed, own = _attention(config, layer, x, lora, prefix)
+    mixed, own = attention(x)
     x = norm("attention_norm", x + mixed)
     return norm("mlp_norm", x + _mlp(layer, x, lora)), own
 
 
 def embed(
-    config: Config, params: Params, tokens: jax.Array, adapter: Adapter
+    config: Config,
+    params: Params,
+    tokens: jax.Array,
+    adapter: Adapter,
+    start: jax.Array | int = 0,
 ) -> jax.Array:
-    """Embeds tokens i32[B, T] after the S soft tokens, if any: f[B, S + T, D]."""
+    """Embeds tokens i32[B, T] after the S soft tokens, if any: f[B, S + T, D].
+
+    ``start``, i32[] or i32[B], is the first position.
+    """
     x = materialize(params["embed"][tokens])
     if "soft" in adapter:
         soft = materialize(adapter["soft"]).astype(x.dtype)
@@ -130,23 +166,36 @@ def embed(
     if "project_in" in params:
         x = x @ materialize(params["project_in"])
     if config.rope_base is None:
-        start = adapter["prefix"]["k"].shape[1] if "prefix" in adapter else 0
-        first = config.position_offset + start
-        x += materialize(params["positions"][first : first + x.shape[1]])
+        if "prefix" in adapter:
+            start = adapter["prefix"]["k"].shape[1]
+        first = config.position_offset + jnp.asarray(start)[..., None]
+        x += materialize(params["positions"][first + jnp.arange(x.shape[1])])
     return x
 
 
 def run_layers(
-    config: Config, layers: Params, x: jax.Array, adapter: Adapter
+    config: Config,
+    layers: Params,
+    x: jax.Array,
+    adapter: Adapter,
+    text: Text | None = None,
 ) -> tuple[jax.Array, Adapter]:
-    """Runs x[B, T, D] through stacked layers: (x, each layer's keys and values)."""
+    """Runs x[B, T, D] through stacked layers: (x, each layer's keys and values).
+
+    ``text`` is what came before x, if that was run already.
+    """
+    before, start = adapter.get("prefix", {}), jnp.zeros((), jnp.int32)
+    if text is not None:
+        before = {"k": jnp.moveaxis(text.k, 1, 0), "v": jnp.moveaxis(text.v, 1, 0)}
+        start = text.length
+    elif before:
+        start += before["k"].shape[1]
 
     def body(x, slices):
-        layer, lora, prefix = materialize(slices)
-        return _block(config, layer, x, lora, prefix)
+        layer, lora, before = materialize(slices)
+        return _block(config, layer, x, lora, before, start)
 
-    slices = (layers, adapter.get("lora", {}), adapter.get("prefix", {}))
-    return jax.lax.scan(body, x, slices)
+    return jax.lax.scan(body, x, (layers, adapter.get("lora", {}), before))
 
 
 def finish(config: Config, params: Params, x: jax.Array) -> jax.Array:
