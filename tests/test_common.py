@@ -364,3 +364,16 @@ def test_a_state_can_be_donated(name):
     expected = jax.tree.map(np.array, opt.init(params))
     use_up(opt.init(params))
     chex.assert_trees_all_equal(jax.tree.map(np.array, opt.init(params)), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_init_makes_no_more_than_the_state(name):
+    """A model that only just fits must not be copied to look at its shapes."""
+    params, opt = jnp.ones((4, 128)), build(name)
+    made = [
+        v.aval.size
+        for eqn in jax.make_jaxpr(opt.init)(params).eqns
+        for v in eqn.outvars
+    ]
+    kept = [np.size(leaf) for leaf in jax.tree.leaves(opt.init(params))]
+    assert max(made) <= max(kept)

@@ -12,7 +12,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -21,7 +23,9 @@ from benchmarks.__main__ import main
 from benchmarks.language import (
     assets,
     checkpoints,
+    compare,
     cost,
+    curves,
     problem,
     recipe,
     tasks,
@@ -451,6 +455,12 @@ def test_clipping_bounds_the_directional_derivative(ready):
         ({"clip": -1.0}, "clip must be a number >= 0"),
         ({"freeze_a": 1}, "freeze_a must be true or false"),
         ({"top": 2, "tuning": "prompt"}, "top needs tuning lora"),
+        ({"batch": 64, "sentences": 32}, "batch must be at most sentences, 32"),
+        ({"estimator": "dap", "sampler": "simplex", "directions": 2}, "must be >= 4"),
+        (
+            {"tuning": "prompt", "dtype": "bfloat16", "smoothing": 1e-5},
+            "smoothing must be >= 1e-3 for prompt in bfloat16",
+        ),
         ({"after_text": True, "tuning": "all"}, "after_text needs tuning lora or"),
         ({"estimator": "dap"}, "directions must be >= 2 for dap"),
         ({"sampler": "simplex", "directions": 6}, "power of 2 for simplex"),
@@ -465,7 +475,7 @@ def test_bad_recipes(fields, message):
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_are_recipes_that_can_be_written_and_read(tmp_path, name):
     path = tmp_path / "recipe.json"
-    path.write_text(PRESETS[name][1].to_json())
+    path.write_text(json.dumps(dataclasses.asdict(PRESETS[name][1])))
     assert Recipe(**recipe.read(path)) == PRESETS[name][1]
 
 
@@ -528,6 +538,78 @@ def test_a_checkpoint_restores_every_leaf(ready, tmp_path, fields):
         training.restore(tmp_path / "kept", {"seed": 1}, run)
 
 
+# -- studies ---------------------------------------------------------------------------
+
+
+def _rendered(tables):
+    console = Console(width=200, file=io.StringIO())
+    for table in tables:
+        console.print(table)
+    return console.file.getvalue()
+
+
+def test_curves_say_what_share_of_the_gap_is_closed():
+    """By hand: calibrated 0.7, ceiling 0.9, 0.84 and 0.86 reached: 75%."""
+    floors = {"accuracy": 0.5, "calibrated": 0.7, "cross_entropy": 1.1, "auc": 0.8}
+    floors = {f"floor_{name}": value for name, value in floors.items()}
+    ends_at = {"lora-zo": (0.84, 0.86), "lora-adam": (0.9, 0.9)}
+    rows = []
+    for preset, accuracies in ends_at.items():
+        for seed, accuracy in enumerate(accuracies):
+            row = {"preset": preset, "seed": seed, "loss": 0.4, "seconds": 60.0}
+            start = {"step": 0, "passes": 0, "accuracy": 0.6, "cross_entropy": 0.6}
+            end = {"step": 9, "passes": 18, "accuracy": 0.8, "cross_entropy": 0.4}
+            end |= {"test_accuracy": accuracy, "test_cross_entropy": 0.4}
+            rows += [row | floors | start, row | floors | end]
+    frame = pd.DataFrame(rows)
+    assert curves.share_of_gap(frame, "lora-zo") == pytest.approx(0.75)
+    assert "75%" in _rendered(curves.tables(frame))
+    found = curves.findings(frame)
+    assert found[0].startswith("lora-zo: +15.0 points on calibrated zero-shot")
+    left, right = curves.figure(frame).axes
+    assert {line.get_label() for line in left.lines} >= {
+        "lora-zo",
+        "zero-shot",
+        "zero-shot, calibrated",
+        "first-order LoRA",
+    }
+    assert right.get_ylabel() == "cross-entropy"
+
+
+def test_methods_are_compared_at_their_best_rates_and_equal_passes():
+    rates = dict(zip(compare.METHODS, (0, 1, 2, 1), strict=True))
+    rows = []
+    for i, (method, best) in enumerate(rates.items()):
+        for j, rate in enumerate(compare.GRID):
+            for seed in range(3):
+                rows.append(
+                    {
+                        "method": method,
+                        "learning_rate": rate,
+                        "seed": seed,
+                        "passes": 400,
+                        "validation": 0.5 + 0.1 * (j != best),
+                        "accuracy": 0.7 + 0.02 * i + 0.01 * seed,
+                        "cross_entropy": 0.6 - 0.01 * i,
+                        "calibrated": 0.7,
+                    }
+                )
+    frame = pd.DataFrame(rows)
+    assert len(compare.best(frame)) == 3 * len(rates)
+    found = compare.findings(frame)
+    assert len(found) == len(compare.PAIRS)
+    assert "accuracy +2 +- 0 points, cross-entropy -0.01" in found[0]
+    text = _rendered(compare.tables(frame))
+    assert all(method in text for method in rates)
+    assert len(compare.figure(frame).axes[0].containers) == len(rates)
+    passes = {
+        method: recipe.queries(chosen) * chosen.steps
+        for method in rates
+        for chosen in [compare.recipe_of(method, 0.1, 0, 400)]
+    }
+    assert all(400 - 4 < number <= 400 for number in passes.values())
+
+
 # -- the command -----------------------------------------------------------------------
 
 
@@ -579,6 +661,8 @@ def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys, where):
         (["--preset", "magic"], "invalid choice: 'magic'"),
         (["--steps", "0"], "must be a whole number from 1"),
         (["--top", "9"], "top must be at most 3, got 9"),
+        (["--tuning", "all"], "choose one for all with --learning-rate"),
+        (["--task", "movies"], "needs --task sst2"),
         (["--longest", "8"], "fewer than a batch"),
         (["--config", "nowhere.json"], "cannot read nowhere.json"),
         (["--model", "nowhere"], "neither a folder nor a model in the hub's cache"),
@@ -592,6 +676,22 @@ def test_bad_input_is_one_line(tiny, tmp_path, capsys, argv, message):
     assert message in error
     assert len(error.splitlines()) == 1
     assert (tmp_path / "curve.csv").read_text() == "kept"
+
+
+@pytest.mark.parametrize("action", ["setup", "train", "predict", "study"])
+def test_help_is_printed(capsys, action):
+    with pytest.raises(SystemExit) as stop:
+        main(["language", action, "--help"])
+    assert stop.value.code == 0
+    assert "--" in capsys.readouterr().out
+
+
+def test_a_config_may_tune_something_else_than_its_preset(tiny, tmp_path, capsys):
+    config = tmp_path / "prompt.json"
+    config.write_text('{"tuning": "prompt", "learning_rate": 0.01, "steps": 2}')
+    output = tmp_path / "run"
+    assert _train(tiny, output, "--config", str(config)) == 0
+    assert json.loads((output / "settings.json").read_text())["tuning"] == "prompt"
 
 
 def test_resuming_with_other_settings_is_refused(tiny, tmp_path, capsys):

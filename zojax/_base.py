@@ -234,6 +234,17 @@ def check_params(params: PyTree) -> None:
         )
 
 
+def direction_shapes(params: PyTree, sampler: Sampler, num_directions: int) -> PyTree:
+    """Shapes of a direction, in at least float32; raises where params do not fit."""
+    like = jax.eval_shape(
+        lambda: sampler(
+            canonical_key(0), jnp.zeros((), jnp.int32), num_directions, params
+        )
+    )
+    wide = lambda v: jax.ShapeDtypeStruct(v.shape, wide_dtype(v.dtype))
+    return jax.tree.map(wide, like)
+
+
 def bind_value_fn(
     value_fn: Callable[..., Any], params: PyTree, extra_args: Mapping[str, Any]
 ) -> Callable[[PyTree], Any]:

@@ -130,19 +130,20 @@ def dap(
 
     def init_fn(params):
         _base.check_params(params)
-        like = queries.direction_like(params, base, num_aligned)
+        like = _base.direction_shapes(params, base, num_aligned)
         if guide == "rough":
-            rough = queries.direction_like(params, sampler, num_rough)
+            rough = _base.direction_shapes(params, sampler, num_rough)
             if jax.tree.structure(rough) != jax.tree.structure(like):
                 raise ValueError(
                     "sampler and base must freeze the same leaves, got directions"
                     f" {jax.tree.structure(rough)} and {jax.tree.structure(like)}"
                 )
+        zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
         return DapState(
             key=jnp.array(key),
             count=jnp.zeros((), jnp.int32),
             log=_base.init_log(aux_like, uses_base),
-            guide=like if guide == "average" else None,
+            guide=jax.tree.map(zeros, like) if guide == "average" else None,
         )
 
     def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):

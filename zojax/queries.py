@@ -20,6 +20,7 @@ from zojax._base import (
     Sampler,
     canonical_key,
     check_params,
+    direction_shapes,
     is_none,
     step_key,
     value_dtype,
@@ -333,14 +334,8 @@ def direction_like(
 
     Source: none; a convenience for the states of estimators.
     """
-    like = jax.eval_shape(
-        lambda: sampler(
-            canonical_key(0), jnp.zeros((), jnp.int32), num_directions, params
-        )
-    )
-    return jax.tree.map(
-        lambda v: jnp.zeros(leading + v.shape, wide_dtype(v.dtype)), like
-    )
+    like = direction_shapes(params, sampler, num_directions)
+    return jax.tree.map(lambda v: jnp.zeros(leading + v.shape, v.dtype), like)
 
 
 def combine(

@@ -129,7 +129,7 @@ def reinforce(
 
     def init_fn(params):
         _base.check_params(params)
-        queries.direction_like(params, sampler, num_directions)  # fails early
+        _base.direction_shapes(params, sampler, num_directions)  # fails early
         return ReinforceState(
             jnp.array(key),
             jnp.zeros((), jnp.int32),

@@ -110,7 +110,7 @@ def two_point(
 
     def init_fn(params):
         _base.check_params(params)
-        queries.direction_like(params, sampler, num_directions)  # fails early
+        _base.direction_shapes(params, sampler, num_directions)  # fails early
         return TwoPointState(
             jnp.array(key),
             jnp.zeros((), jnp.int32),

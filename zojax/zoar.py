@@ -119,8 +119,11 @@ def zoar(
 
     def init_fn(params):
         _base.check_params(params)
-        like = queries.direction_like(
-            params, sampler, num_directions, (history_size, 2)
+        _base.direction_shapes(params, sampler, num_directions)  # fails early
+        sums = (
+            queries.direction_like(params, sampler, num_directions, (history_size, 2))
+            if keeps_sums
+            else None
         )
         zeros = lambda: jnp.zeros(history_size, _base.value_dtype())
         rows = jnp.zeros((history_size, 2, num_directions), _base.value_dtype())
@@ -131,7 +134,7 @@ def zoar(
             anchors=zeros(),
             means=zeros(),
             counts=jnp.zeros(history_size, jnp.int32),
-            sums=like if keeps_sums else None,
+            sums=sums,
             rows=rows if keeps_rows else None,
         )
 

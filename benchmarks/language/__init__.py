@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "train", parents=[shared], help="fine-tune (the default action)"
     )
     presets = "; ".join(f"{name}: {what}" for name, (what, _) in PRESETS.items())
+    presets = presets.replace("%", "%%")  # argparse formats help
     add = train.add_argument
     add("--preset", choices=PRESETS, default="quick", help=presets)
     add("--config", type=Path, help="JSON file with settings that replace the preset's")
@@ -46,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="smollm2",
         help="smollm2; a folder with config.json, safetensors files and a tokenizer"
-        " (OPT or Llama); or the name of such a model in the hub's cache",
+        " (OPT; Llama with a byte-level tokenizer); or the name of such a model in the"
+        " hub's cache",
     )
     add(
         "--task",

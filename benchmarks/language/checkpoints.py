@@ -192,7 +192,8 @@ def find_folder(name: str) -> Path:
     if not snapshots:
         raise UsageError(
             f"{name!r} is neither a folder nor a model in the hub's cache {hub} with a"
-            " config.json and safetensors files"
+            " config.json and safetensors files (save_pretrained of transformers writes"
+            " such a folder)"
         )
     main = repository / "refs" / "main"
     revision = main.read_text().strip() if main.is_file() else None

@@ -27,7 +27,14 @@ import zojax
 from benchmarks import UsageError
 from benchmarks.folder import Folder
 from benchmarks.language import assets, problem, recipe, report, training
-from benchmarks.language.problem import Batch, Floors, Model, Source
+from benchmarks.language.problem import (
+    DEFAULT_MODEL,
+    DEFAULT_TASK,
+    Batch,
+    Floors,
+    Model,
+    Source,
+)
 from benchmarks.language.recipe import PRESETS, Recipe
 from benchmarks.language.tasks import LABELS, Sentence, encode, template_end, word_ids
 
@@ -52,15 +59,22 @@ def setup(args: argparse.Namespace) -> None:
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
     """The preset, changed by the config file, changed by options."""
-    fields = dataclasses.asdict(PRESETS[args.preset][1])
-    if args.config is not None:
-        fields |= recipe.read(args.config)
+    preset = PRESETS[args.preset][1]
+    fields = dataclasses.asdict(preset)
+    given = {} if args.config is None else recipe.read(args.config)
     options = {name: getattr(args, name) for name in fields}
-    given = {name: value for name, value in options.items() if value is not None}
-    if given.get("tuning", "lora") != "lora":  # what only LoRA has falls away
-        fields |= {"top": 0, "freeze_a": False}
-    if given.get("tuning", "lora") in ("prefix", "all"):
-        fields["after_text"] = False
+    given |= {name: value for name, value in options.items() if value is not None}
+    tuning = given.get("tuning", preset.tuning)
+    if tuning != preset.tuning:
+        if "learning_rate" not in given:
+            raise UsageError(
+                f"preset {args.preset} has a learning rate for {preset.tuning}: choose"
+                f" one for {tuning} with --learning-rate"
+            )
+        if tuning != "lora":  # what only LoRA has falls away
+            fields |= {"top": 0, "freeze_a": False}
+        if tuning in ("prefix", "all"):
+            fields["after_text"] = False
     return Recipe(**fields | given)
 
 
@@ -91,7 +105,11 @@ def train(args: argparse.Namespace) -> None:
     say = lambda text: console.print(text, soft_wrap=not console.is_terminal)
     model = problem.load_model(source, chosen.dtype)
     splits = problem.load_splits(source)
-    say(f"{args.preset}: {PRESETS[args.preset][0]}.")
+    what, usual = PRESETS[args.preset]
+    if (chosen, source.model, source.task) == (usual, DEFAULT_MODEL, DEFAULT_TASK):
+        say(f"{args.preset}: {what}.")
+    else:
+        say(f"{args.preset}, with other settings.")
     with _bars(console) as bars:
         bar = bars.add_task("frozen layers, once", total=100, note="%", visible=False)
         ready = problem.make(
@@ -104,15 +122,19 @@ def train(args: argparse.Namespace) -> None:
         name: folder.path / name
         for name in ("curve.csv", "curve.png", "adapter.safetensors", "result.json")
     }
+    del model  # what is tuned is replaced in place, and held once
     checkpoints = folder.path / "checkpoints"
     run = training.start(chosen, ready)
     folder.create()
     if not args.resume:  # first, so that no other settings' checkpoint can stay
         training.forget(checkpoints)
     folder.begin(settings, list(files.values()), args.resume)
+    floors = problem.floors(ready)
     if args.resume:
         run = training.restore(checkpoints, settings, run) or run
-    floors = problem.floors(ready)
+        if chosen.tuning == "all":
+            params = ready.params | {"model": run.tuned}
+            ready = dataclasses.replace(ready, params=params)
     say(
         f"Untuned, on {len(splits.test)} test sentences: accuracy"
         f" {floors.accuracy:.1%}, calibrated {floors.calibrated:.1%}, cross-entropy"
@@ -123,7 +145,7 @@ def train(args: argparse.Namespace) -> None:
         bar = bars.add_task(
             "training", total=chosen.steps, completed=run.step, note="steps"
         )
-        every, kept = max(1, chosen.steps // VALIDATIONS), run.step
+        every, kept = max(1, chosen.steps // VALIDATIONS), run.step or None
 
         def tick(progress):
             bars.update(
@@ -147,11 +169,19 @@ def train(args: argparse.Namespace) -> None:
         try:
             run = training.train(chosen, ready, run, every=every, tick=tick, keep=keep)
         except KeyboardInterrupt:
+            if kept is None:
+                raise
             raise KeyboardInterrupt(
                 f"kept in {folder.path}: {kept} of {chosen.steps} steps; the same"
                 " command with --resume goes on"
             ) from None
-    _finish(chosen, source, ready, run, floors, folder, files, say)
+    try:
+        _finish(chosen, source, ready, run, floors, folder, files, say)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"kept in {folder.path}: all {chosen.steps} steps; the same command with"
+            " --resume tests and writes the adapter"
+        ) from None
 
 
 def _write_curve(folder: Folder, path: Path, run: training.Run) -> None:

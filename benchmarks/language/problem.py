@@ -178,6 +178,8 @@ def load_splits(source: Source) -> tasks.Splits:
     """Reads the sentences of a task."""
     if source.task == "sst2":
         return tasks.sst2(source.data)
+    if source.data is not None:
+        raise UsageError(f"--data {source.data} needs --task sst2")
     cache = source.cache or assets.cache_folder()
     return tasks.movie_reviews(assets.path_of("sentences", cache))
 
@@ -386,7 +388,7 @@ def make(
     """
     tokenizer = model.tokenizer
     train = tasks.encode(tokenizer, splits.train, recipe.longest)
-    if len(train.labels) < max(recipe.batch, 1):
+    if len(train.labels) < recipe.batch:
         raise UsageError(
             f"{len(train.labels)} training sentences have at most {recipe.longest}"
             f" tokens, fewer than a batch of {recipe.batch}"

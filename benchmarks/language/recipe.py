@@ -132,7 +132,19 @@ class Recipe:
             raise UsageError(
                 f"after_text needs tuning lora or prompt, got {self.tuning!r}"
             )
+        if self.batch > self.sentences:
+            raise UsageError(
+                f"batch must be at most sentences, {self.sentences}, got {self.batch}"
+            )
+        rounded = self.dtype == "bfloat16" and self.tuning != "lora"
+        if rounded and self.smoothing < 1e-3 and self.estimator != "first-order":
+            raise UsageError(
+                f"smoothing must be >= 1e-3 for {self.tuning} in bfloat16, which rounds"
+                f" smaller perturbations away, got {self.smoothing}"
+            )
         least = {"mean": 2, "leave-one-out": 2, "dap": 2}.get(self.estimator, 1)
+        if self.estimator == "dap" and self.sampler == "simplex":
+            least = 4  # each of its stages needs two
         if self.directions < least:
             raise UsageError(
                 f"directions must be >= {least} for {self.estimator}, got"
@@ -149,26 +161,38 @@ class Recipe:
                 f" tuning all, got {self.sampler!r}"
             )
 
-    def to_json(self) -> str:
-        """What :func:`read` reads."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
 
-
-_LORA = Recipe(top=10, matrices="qk", freeze_a=True, calibrate=True, learning_rate=0.4)
-_PROMPT = Recipe(tuning="prompt", calibrate=True, learning_rate=4e-3, batch=8)
+_LORA = Recipe(
+    top=16,
+    matrices="qk",
+    freeze_a=True,
+    after_text=True,
+    calibrate=True,
+    learning_rate=0.2,
+    batch=32,
+)
+_PROMPT = Recipe(
+    tuning="prompt",
+    after_text=True,
+    calibrate=True,
+    learning_rate=4e-3,
+    batch=8,
+    sentences=1024,
+)
 PRESETS: dict[str, tuple[str, Recipe]] = {
     "quick": (
         "lora-zo in a few minutes: expect some 75% on the test sentences, five points"
         " above calibrated zero-shot",
-        dataclasses.replace(_LORA, steps=300, sentences=512),
+        dataclasses.replace(_LORA, steps=400, sentences=512),
     ),
     "lora-zo": (
-        "LoRA on queries and keys of the last 10 layers, forward passes only",
-        dataclasses.replace(_LORA, steps=1200),
+        "LoRA on queries and keys of the last 16 layers, at the words after the text,"
+        " forward passes only",
+        dataclasses.replace(_LORA, steps=2000, sentences=4096),
     ),
     "prompt-zo": (
-        "10 virtual tokens that start as an instruction, forward passes only",
-        dataclasses.replace(_PROMPT, steps=500),
+        "10 virtual tokens after the text, forward passes only",
+        dataclasses.replace(_PROMPT, steps=300),
     ),
     "full-zo": (
         "all parameters at the memory of a forward pass",

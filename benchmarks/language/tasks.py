@@ -68,10 +68,16 @@ def movie_reviews(path: Path) -> Splits:
     are left out. The split is fixed.
     """
     sentences = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        _, score, text = line.split("\t", 2)
-        if abs(float(score)) >= CLEAR:
-            sentences.append(Sentence(text.strip(), int(float(score) > 0)))
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            _, score, text = line.split("\t", 2)
+            if abs(float(score)) >= CLEAR:
+                sentences.append(Sentence(text.strip(), int(float(score) > 0)))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path} is damaged ({error}): `python -m benchmarks language setup`"
+            " fetches it again"
+        ) from None
     order = np.random.default_rng(0).permutation(len(sentences))
     shuffled = [sentences[i] for i in order]
     return Splits(shuffled[700:], shuffled[:200], shuffled[200:700])

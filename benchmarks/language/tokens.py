@@ -24,7 +24,10 @@ def from_gguf(path: Path) -> Tokenizer:
     """Rebuilds the byte-level BPE of SmolLM2 from the metadata of a GGUF file."""
     import gguf
 
-    reader = gguf.GGUFReader(path)
+    try:
+        reader = gguf.GGUFReader(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
     field = lambda name: reader.get_field("tokenizer.ggml." + name).contents()
     kind = (field("model"), field("pre"))
     if kind != ("gpt2", "smollm"):
