@@ -18,11 +18,11 @@ from benchmarks.language.recipe import PRESETS, Recipe, queries
 from benchmarks.study import COLOURS, Cell, Row, Study, plain, tabulate, with_error
 
 SEEDS = 3
-QUICK, FULL = 400, 2000  # forward passes
+QUICK, FULL = 300, 2000  # forward passes
 GRID = (0.1, 0.3, 0.9)
 # Of the base recipe, in small, so that a grid and seeds can be afforded. Nothing is
 # clipped: a bound on each derivative and one on an average of them are not the same.
-SMALLER = {"top": 10, "batch": 16, "clip": 0.0}
+SMALLER = {"top": 10, "batch": 8, "sentences": 1024, "clip": 0.0}
 # What is compared, as changes of that.
 METHODS: dict[str, dict[str, Any]] = {
     "two-sided, gaussian": {"sampler": "gaussian"},
