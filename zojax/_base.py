@@ -198,7 +198,10 @@ def check_option(name: str, value: Any, accepted: tuple[str, ...]) -> None:
 
 
 def check_queries(
-    sampler: Sampler, num_directions: int, chunk_size: int | None
+    sampler: Sampler,
+    num_directions: int,
+    chunk_size: int | None,
+    axis_name: str | None = None,
 ) -> None:
     """Checks the arguments that every estimator shares."""
     if not callable(sampler):
@@ -209,6 +212,10 @@ def check_queries(
     check_int("num_directions", num_directions, 1)
     if chunk_size is not None:
         check_int("chunk_size", chunk_size, 1, " or None")
+    if axis_name is not None and not isinstance(axis_name, str):
+        raise ValueError(
+            f"axis_name must be the name of a mesh axis or None, got {axis_name!r}"
+        )
     check = getattr(sampler, "check_num_directions", None)
     if check is not None:
         check(num_directions)

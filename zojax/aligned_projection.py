@@ -37,6 +37,7 @@ def aligned_projection(
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     difference: str = "forward",
     chunk_size: int | None = None,
+    axis_name: str | None = None,
     has_aux: bool = False,
     aux_like: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -65,6 +66,8 @@ def aligned_projection(
         None for all.
       difference: "forward" or "central".
       chunk_size: how many directions live at once; None for all.
+      axis_name: mesh axis that the directions are spread over, see
+        :func:`zojax.evaluate`; None for none.
       has_aux: whether value_fn returns (value, aux).
       aux_like: arrays or ShapeDtypeStructs shaped like the aux, to keep that of the
         step's first query in ``state.log.aux``; None drops it.
@@ -90,7 +93,7 @@ def aligned_projection(
     _base.check_number("smoothing", smoothing, 0.0)
     _base.check_number("decay", decay, 0.0, 1.0, low_ok=True)
     _base.check_int("num_directions", num_directions, 2)
-    _base.check_queries(fresh, num_directions, chunk_size)
+    _base.check_queries(fresh, num_directions, chunk_size, axis_name)
     _base.check_option("difference", difference, DIFFERENCES)
     _base.check_aux_arguments(has_aux, aux_like)
     key = _base.key_data(key)
@@ -139,6 +142,7 @@ def aligned_projection(
             step_key,
             num_directions,
             chunk_size=chunk_size,
+            axis_name=axis_name,
         )
         base, base_aux = None, None
         if uses_base:
@@ -159,6 +163,7 @@ def aligned_projection(
             weigh,
             signs=(1.0,) if uses_base else (1.0, -1.0),
             chunk_size=chunk_size,
+            axis_name=axis_name,
             has_aux=has_aux,
         )
         aux = result.aux if base_aux is None else base_aux

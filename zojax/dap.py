@@ -42,6 +42,7 @@ def dap(
     fixed_length: bool = False,
     difference: str = "forward",
     chunk_size: int | None = None,
+    axis_name: str | None = None,
     has_aux: bool = False,
     aux_like: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -82,6 +83,8 @@ def dap(
       fixed_length: aligned directions of length sqrt(d).
       difference: "forward" or "central".
       chunk_size: how many directions live at once; None for all.
+      axis_name: mesh axis that the directions are spread over, see
+        :func:`zojax.evaluate`; None for none.
       has_aux: whether value_fn returns (value, aux).
       aux_like: arrays or ShapeDtypeStructs shaped like the aux, to keep that of the
         step's first query in ``state.log.aux``; None drops it.
@@ -120,9 +123,9 @@ def dap(
             f" split={split!r} with num_directions={num_directions}: {num_rough} rough"
             f" and {num_aligned} aligned"
         )
-    _base.check_queries(base, num_aligned, chunk_size)
+    _base.check_queries(base, num_aligned, chunk_size, axis_name)
     if guide == "rough":
-        _base.check_queries(sampler, num_rough, chunk_size)
+        _base.check_queries(sampler, num_rough, chunk_size, axis_name)
     _base.check_aux_arguments(has_aux, aux_like)
     key = _base.key_data(key)
     uses_base = difference == "forward"
@@ -172,6 +175,7 @@ def dap(
                 weigh,
                 signs=signs,
                 chunk_size=chunk_size,
+                axis_name=axis_name,
                 has_aux=has_aux,
             )
 

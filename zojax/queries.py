@@ -1,10 +1,11 @@
 """Asking the objective along directions, and recombining the answers.
 
-The only module with vmap and scan. Let V be the K x d matrix of directions, row k a
+The only module with vmap, scan and devices. Let V be the K x d matrix of directions, row k a
 pure function of (key, k). ``evaluate`` asks for f(theta + mu s_p v_k), ``combine``
 returns V^T w, and ``estimate`` does both. V is never state and never a message: with
 ``chunk_size`` the rows are drawn again where they are needed, so that only that many
-directions are alive at once. Chunk size and jit never change the random stream.
+directions are alive at once, and with ``axis_name`` each device of a mesh axis draws and
+asks only its own. Chunk size, jit and devices never change the random stream.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from zojax._base import (
     value_dtype,
     wide_dtype,
 )
+from zojax._spread import from_all, from_first, on_axis, own, own_rows, total, varying_like
 
 __all__ = [
     "Estimate",
@@ -171,6 +173,7 @@ def map_directions(
     num_directions: int,
     *,
     chunk_size: int | None = None,
+    axis_name: str | None = None,
 ) -> PyTree:
     """Applies a function to each direction: stacked function(v_k), k = 0..K-1.
 
@@ -181,6 +184,7 @@ def map_directions(
       key: the step's key.
       num_directions: K.
       chunk_size: how many directions live at once; None for all.
+      axis_name: mesh axis that the directions are spread over; None for none.
 
     Returns:
       The results, with a leading axis K.
@@ -195,13 +199,18 @@ def map_directions(
 
     Source: one row of V at a time, as in arXiv 2305.17333 (seed replay).
     """
-    key = canonical_key(key)
-    return _map(
-        lambda k: function(sampler(key, k, num_directions, params)),
-        jnp.arange(num_directions),
-        num_directions,
-        chunk_size,
-    )
+
+    def apply(params, key):
+        rows = own_rows(num_directions, axis_name)
+        results = _map(
+            lambda k: function(sampler(key, k, num_directions, params)),
+            rows,
+            len(rows),
+            chunk_size,
+        )
+        return from_all(results, num_directions, axis_name)
+
+    return on_axis(apply, axis_name, params, canonical_key(key))
 
 
 def _along(
@@ -226,8 +235,12 @@ def _along(
     return values_along
 
 
-def _first(stacked: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x[0, 0], stacked)
+def _shared(
+    values: jax.Array, aux: PyTree, num_directions: int, axis_name: str | None
+) -> tuple[jax.Array, PyTree]:
+    """All values, and the aux of query (0, 0), on every device."""
+    first = jax.tree.map(lambda x: x[0, 0], aux)
+    return from_all(values, num_directions, axis_name), from_first(first, axis_name)
 
 
 def evaluate(
@@ -240,6 +253,7 @@ def evaluate(
     *,
     signs: tuple[float, ...] = (1.0,),
     chunk_size: int | None = None,
+    axis_name: str | None = None,
     has_aux: bool = False,
 ) -> tuple[jax.Array, PyTree]:
     """Queries the objective along the directions: y_kp = f(theta + mu s_p v_k).
@@ -254,6 +268,8 @@ def evaluate(
       signs: the P sides s_p, (1.0,) or (1.0, -1.0).
       chunk_size: how many directions live at once; None for all, 1 for the memory of
         one perturbed copy. With a chunk size the sides of a direction take turns.
+      axis_name: mesh axis that the directions are spread over, K/n to a device: an axis
+        of shard_map, or of the mesh in force (jax.set_mesh). None for none.
       has_aux: whether value_fn returns an aux.
 
     Returns:
@@ -272,15 +288,20 @@ def evaluate(
     Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Section 4.1.
     """
     check_params(params)
-    key = canonical_key(key)
-    along = _along(value_fn, smoothing, signs, chunk_size, has_aux)
-    values, aux = _map(
-        lambda k: along(_seen_along(sampler, key, k, num_directions, params)),
-        jnp.arange(num_directions),
-        num_directions,
-        chunk_size,
-    )
-    return values, _first(aux)
+    transform = getattr(sampler, "transform", lambda value_fn: value_fn)
+    along = _along(transform(value_fn), smoothing, signs, chunk_size, has_aux)
+
+    def ask(params, key):
+        rows = own_rows(num_directions, axis_name)
+        values, aux = _map(
+            lambda k: along(_seen_along(sampler, key, k, num_directions, params)),
+            rows,
+            len(rows),
+            chunk_size,
+        )
+        return _shared(values, aux, num_directions, axis_name)
+
+    return on_axis(ask, axis_name, params, canonical_key(key))
 
 
 def _contract(weights: jax.Array, directions: PyTree) -> PyTree:
@@ -338,6 +359,57 @@ def direction_like(
     return jax.tree.map(lambda v: jnp.zeros(leading + v.shape, v.dtype), like)
 
 
+def _weighted_sum(
+    weights: jax.Array,
+    sampler: Sampler,
+    key: jax.Array,
+    rows: jax.Array,
+    num_directions: int,
+    params: PyTree,
+) -> PyTree:
+    """weights[..., n] times the n rows, drawn whole unless the sampler knows better."""
+    known = getattr(sampler, "weighted_sum", None)
+    if known is not None:
+        return known(weights, key, rows, num_directions, params)
+    return _contract(weights, _directions(sampler, key, rows, num_directions, params))
+
+
+def _own_sum(
+    weights: jax.Array,
+    params: PyTree,
+    sampler: Sampler,
+    key: jax.Array,
+    num_directions: int,
+    chunk_size: int | None,
+    axis_name: str | None,
+) -> PyTree:
+    """The part of V^T w whose rows are this device's, in chunks."""
+    rows, mine = own_rows(num_directions, axis_name), own(weights, axis_name)
+    if chunk_size is None or chunk_size >= len(rows):
+        return _weighted_sum(mine, sampler, key, rows, num_directions, params)
+
+    # Rows beyond K/n, where it is no multiple of the chunk, are drawn with weight zero.
+    num_chunks = -(-len(rows) // chunk_size)
+    padding = num_chunks * chunk_size - len(rows)
+    padded = jnp.pad(mine, [(0, 0)] * (mine.ndim - 1) + [(0, padding)])
+
+    def add_chunk(sums, chunk):
+        start = chunk * chunk_size
+        part = _weighted_sum(
+            jax.lax.dynamic_slice_in_dim(padded, start, chunk_size, axis=-1),
+            sampler,
+            key,
+            rows[0] + start + jnp.arange(chunk_size),
+            num_directions,
+            params,
+        )
+        return jax.tree.map(jnp.add, sums, part), None
+
+    zeros = direction_like(params, sampler, num_directions, weights.shape[:-1])
+    zeros = varying_like(zeros, mine, rows, jax.random.key_data(key))
+    return jax.lax.scan(add_chunk, zeros, jnp.arange(num_chunks))[0]
+
+
 def combine(
     weights: jax.Array,
     params: PyTree,
@@ -346,6 +418,7 @@ def combine(
     num_directions: int,
     *,
     chunk_size: int | None = None,
+    axis_name: str | None = None,
 ) -> PyTree:
     """Recombines directions: V^T w = sum_k w_k v_k.
 
@@ -356,6 +429,7 @@ def combine(
       key: the key that the values were asked with.
       num_directions: K.
       chunk_size: how many directions live at once; None for all.
+      axis_name: mesh axis that the directions are spread over; None for none.
 
     Returns:
       A pytree like params in at least float32, with None at frozen leaves and the
@@ -370,28 +444,14 @@ def combine(
 
     Source: seed replay, arXiv 2305.17333, Algorithm 1.
     """
-    key = canonical_key(key)
-    if chunk_size is None or chunk_size >= num_directions:
-        directions = _directions(
-            sampler, key, jnp.arange(num_directions), num_directions, params
+
+    def add(weights, params, key):
+        part = _own_sum(
+            weights, params, sampler, key, num_directions, chunk_size, axis_name
         )
-        return _finite(_contract(weights, directions))
+        return total(part, axis_name)
 
-    # Rows beyond K, where K is no multiple of the chunk, are drawn with weight zero.
-    num_chunks = -(-num_directions // chunk_size)
-    padding = num_chunks * chunk_size - num_directions
-    padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, padding)])
-
-    def add_chunk(total, chunk):
-        indices = chunk * chunk_size + jnp.arange(chunk_size)
-        directions = _directions(sampler, key, indices, num_directions, params)
-        part = jax.lax.dynamic_slice_in_dim(
-            padded, chunk * chunk_size, chunk_size, axis=-1
-        )
-        return jax.tree.map(jnp.add, total, _contract(part, directions)), None
-
-    zeros = direction_like(params, sampler, num_directions, weights.shape[:-1])
-    return _finite(jax.lax.scan(add_chunk, zeros, jnp.arange(num_chunks))[0])
+    return _finite(on_axis(add, axis_name, weights, params, canonical_key(key)))
 
 
 def combine_steps(
@@ -403,6 +463,7 @@ def combine_steps(
     num_directions: int,
     *,
     chunk_size: int | None = None,
+    axis_name: str | None = None,
 ) -> PyTree:
     """Recombines the directions of several steps, one step at a time.
 
@@ -410,7 +471,7 @@ def combine_steps(
       weights: f[N, K].
       key: the key that step keys are folded from.
       steps: i32[N], step counts; step n was asked with fold_in(key, n).
-      params, sampler, num_directions, chunk_size: as in :func:`combine`.
+      params, sampler, num_directions, chunk_size, axis_name: as in :func:`combine`.
 
     Returns:
       sum_n V_n^T w_n, as :func:`combine` returns it.
@@ -425,19 +486,25 @@ def combine_steps(
     Source: seed replay over a history, after arXiv 2506.14460, Section 4.1.
     """
 
-    def add_step(total, step):
-        part = combine(
-            step[0],
-            params,
-            sampler,
-            step_key(key, step[1]),
-            num_directions,
-            chunk_size=chunk_size,
-        )
-        return jax.tree.map(jnp.add, total, part), None
+    def add(weights, params, key, steps):
+        def add_step(sums, step):
+            part = _own_sum(
+                step[0],
+                params,
+                sampler,
+                step_key(key, step[1]),
+                num_directions,
+                chunk_size,
+                axis_name,
+            )
+            return jax.tree.map(jnp.add, sums, part), None
 
-    zeros = direction_like(params, sampler, num_directions)
-    return _finite(jax.lax.scan(add_step, zeros, (weights, steps))[0])
+        zeros = direction_like(params, sampler, num_directions)
+        rows = own_rows(num_directions, axis_name)
+        zeros = varying_like(zeros, weights, key, steps, rows)
+        return total(jax.lax.scan(add_step, zeros, (weights, steps))[0], axis_name)
+
+    return _finite(on_axis(add, axis_name, weights, params, key, steps))
 
 
 def estimate(
@@ -451,6 +518,7 @@ def estimate(
     *,
     signs: tuple[float, ...] = (1.0,),
     chunk_size: int | None = None,
+    axis_name: str | None = None,
     has_aux: bool = False,
 ) -> Estimate:
     """Evaluates, weighs and combines: g = V^T weigh(f(theta + mu V)).
@@ -461,7 +529,7 @@ def estimate(
     Args:
       weigh: values f[K, P] -> weights f[..., K], as in zojax.weights.
       value_fn, params, sampler, key, num_directions, smoothing, signs, chunk_size,
-        has_aux: as in :func:`evaluate`.
+        axis_name, has_aux: as in :func:`evaluate`.
 
     Returns:
       An :class:`Estimate`.
@@ -478,30 +546,31 @@ def estimate(
     Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Theorem 3.2.
     """
     if chunk_size is not None or hasattr(sampler, "view"):
+        options = {"chunk_size": chunk_size, "axis_name": axis_name}
+        asked = (params, sampler, key, num_directions)
         values, aux = evaluate(
-            value_fn,
-            params,
-            sampler,
-            key,
-            num_directions,
-            smoothing,
-            signs=signs,
-            chunk_size=chunk_size,
-            has_aux=has_aux,
+            value_fn, *asked, smoothing, signs=signs, has_aux=has_aux, **options
         )
-        sums = combine(
-            weigh(values), params, sampler, key, num_directions, chunk_size=chunk_size
-        )
-        return Estimate(sums, values, aux)
+        return Estimate(combine(weigh(values), *asked, **options), values, aux)
+
     check_params(params)
-    directions = _directions(
-        sampler, canonical_key(key), jnp.arange(num_directions), num_directions, params
-    )
     along = _along(value_fn, smoothing, signs, None, has_aux)
-    perturbed = lambda direction: lambda scale: perturb(params, direction, scale)
-    values, aux = _map(lambda v: along(perturbed(v)), directions, num_directions)
-    sums = _finite(_contract(weigh(values), directions))
-    return Estimate(sums, values, _first(aux))
+    perturbed = lambda params, direction: lambda scale: perturb(
+        params, direction, scale
+    )
+
+    def ask_and_add(params, key):
+        rows = own_rows(num_directions, axis_name)
+        directions = _directions(sampler, key, rows, num_directions, params)
+        values, aux = _map(
+            lambda v: along(perturbed(params, v)), directions, len(rows)
+        )
+        values, aux = _shared(values, aux, num_directions, axis_name)
+        sums = _contract(own(weigh(values), axis_name), directions)
+        return total(sums, axis_name), values, aux
+
+    sums, values, aux = on_axis(ask_and_add, axis_name, params, canonical_key(key))
+    return Estimate(_finite(sums), values, aux)
 
 
 def as_gradient(sums: PyTree, params: PyTree) -> PyTree:

@@ -62,6 +62,7 @@ def reinforce(
     search: str = "gaussian",
     sampler: Sampler | None = None,
     chunk_size: int | None = None,
+    axis_name: str | None = None,
     has_aux: bool = False,
     aux_like: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -92,6 +93,8 @@ def reinforce(
       sampler: draws u; gaussian() or sphere() by default. With search="sphere" any
         sampler of constant length r, whatever r is.
       chunk_size: how many directions live at once; None for all.
+      axis_name: mesh axis that the directions are spread over, see
+        :func:`zojax.evaluate`; None for none.
       has_aux: whether value_fn returns (value, aux).
       aux_like: arrays or ShapeDtypeStructs shaped like the aux, to keep that of the
         step's first query in ``state.log.aux``; None drops it.
@@ -118,7 +121,7 @@ def reinforce(
     _base.check_option("search", search, SEARCHES)
     if sampler is None:
         sampler = gaussian() if search == "gaussian" else sphere()
-    _base.check_queries(sampler, num_directions, chunk_size)
+    _base.check_queries(sampler, num_directions, chunk_size, axis_name)
     if baseline != "value":
         _base.check_int(
             "num_directions", num_directions, 2, f" with baseline={baseline!r}"
@@ -162,6 +165,7 @@ def reinforce(
             num_directions,
             mu,
             chunk_size=chunk_size,
+            axis_name=axis_name,
             has_aux=has_aux,
         )
         y, base = values[:, 0], None
@@ -177,6 +181,7 @@ def reinforce(
                 step_key,
                 num_directions,
                 chunk_size=chunk_size,
+                axis_name=axis_name,
             )
         if search == "sphere":
             like = queries.direction_like(params, sampler, num_directions)
@@ -196,6 +201,7 @@ def reinforce(
             step_key,
             num_directions,
             chunk_size=chunk_size,
+            axis_name=axis_name,
         )
         return queries.as_gradient(sums, params), ReinforceState(
             key=state.key,

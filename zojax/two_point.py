@@ -35,6 +35,7 @@ def two_point(
     difference: str = "forward",
     clip: Number | None = None,
     chunk_size: int | None = None,
+    axis_name: str | None = None,
     has_aux: bool = False,
     aux_like: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -67,6 +68,8 @@ def two_point(
         without another pass over the estimate.
       chunk_size: how many directions live at once; None keeps all K in memory, 1 needs
         the memory of one perturbed copy.
+      axis_name: mesh axis that the directions are spread over, see
+        :func:`zojax.evaluate`; None for none.
       has_aux: whether value_fn returns (value, aux).
       aux_like: arrays or ShapeDtypeStructs shaped like the aux, to keep that of the
         step's first query in ``state.log.aux``; None drops it.
@@ -96,7 +99,7 @@ def two_point(
     """
     sampler = gaussian() if sampler is None else sampler
     _base.check_number("smoothing", smoothing, 0.0)
-    _base.check_queries(sampler, num_directions, chunk_size)
+    _base.check_queries(sampler, num_directions, chunk_size, axis_name)
     _base.check_option("difference", difference, DIFFERENCES)
     if clip is not None:
         _base.check_number("clip", clip, 0.0)
@@ -149,6 +152,7 @@ def two_point(
             weigh_and_clip,
             signs=(1.0, -1.0) if difference == "central" else (1.0,),
             chunk_size=chunk_size,
+            axis_name=axis_name,
             has_aux=has_aux,
         )
         aux = result.aux if base_aux is None else base_aux

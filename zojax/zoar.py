@@ -41,6 +41,7 @@ def zoar(
     symmetric: bool = False,
     leave_one_out: bool = False,
     chunk_size: int | None = None,
+    axis_name: str | None = None,
     has_aux: bool = False,
     aux_like: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -79,6 +80,8 @@ def zoar(
       leave_one_out: multiply by M/(M-1), which undoes the shrinkage of a mean that
         includes its own samples.
       chunk_size: how many directions live at once; None for all.
+      axis_name: mesh axis that the directions are spread over, see
+        :func:`zojax.evaluate`; None for none.
       has_aux: whether value_fn returns (value, aux).
       aux_like: arrays or ShapeDtypeStructs shaped like the aux, to keep that of the
         step's first query in ``state.log.aux``; None drops it.
@@ -106,7 +109,7 @@ def zoar(
     """
     sampler = gaussian() if sampler is None else sampler
     _base.check_number("smoothing", smoothing, 0.0)
-    _base.check_queries(sampler, num_directions, chunk_size)
+    _base.check_queries(sampler, num_directions, chunk_size, axis_name)
     _base.check_int("history_size", history_size, 0)
     _base.check_option("storage", storage, STORAGES)
     if history_size == 0 and not symmetric:
@@ -173,6 +176,7 @@ def zoar(
             weigh,
             signs=signs,
             chunk_size=chunk_size,
+            axis_name=axis_name,
             has_aux=has_aux,
         )
         record = record_of(result.values)
@@ -206,6 +210,7 @@ def zoar(
                 jnp.maximum(state.count - age, 0),
                 num_directions,
                 chunk_size=chunk_size,
+                axis_name=axis_name,
             )
             estimate = jax.tree.map(jnp.add, result.sums, replayed)
             rows = store(state.rows, record.rows)

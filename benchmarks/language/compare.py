@@ -19,7 +19,7 @@ from benchmarks.study import COLOURS, Cell, Row, Study, plain, tabulate, with_er
 
 SEEDS = 3
 QUICK, FULL = 300, 2000  # forward passes
-GRID = (0.1, 0.3, 0.9)
+GRID = (0.1, 0.3, 0.9, 2.7)
 # Of the base recipe, in small, so that a grid and seeds can be afforded. Nothing is
 # clipped: a bound on each derivative and one on an average of them are not the same.
 SMALLER = {"top": 10, "batch": 8, "sentences": 1024, "clip": 0.0}

@@ -159,6 +159,15 @@ def restrict(sampler: Sampler, mask: PyTree | Callable[[PyTree], PyTree]) -> Sam
             lambda keep, leaf, new: new if keep else leaf, flags, params, moved
         )
 
+    def weighted_sum(weights, key, rows, num_directions, params):
+        return sampler.weighted_sum(
+            weights, key, rows, num_directions, trainable(params)
+        )
+
     if hasattr(sampler, "view"):
         draw.view = view
+    if hasattr(sampler, "weighted_sum"):
+        draw.weighted_sum = weighted_sum
+    if hasattr(sampler, "transform"):
+        draw.transform = sampler.transform
     return _inherit_check(draw, sampler)

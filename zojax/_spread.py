@@ -1,0 +1,115 @@
+"""Directions spread over a mesh axis: which rows a device asks, and what travels.
+
+Each device of the axis draws and asks K/n rows of its own. Two things travel: the K
+values, so that every device weighs the same numbers, and one sum of the estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from zojax._base import PyTree
+
+
+def _is_bound(axis_name: str) -> bool:
+    """Whether collectives over the axis can be written here."""
+    try:
+        jax.lax.axis_size(axis_name)
+    except NameError:
+        return False
+    return True
+
+
+def on_axis(body: Callable[..., PyTree], axis_name: str | None, *args: PyTree) -> Any:
+    """Runs body(*args) on each device of an axis; all get the same, and return it.
+
+    Inside shard_map the axis is there already. Otherwise it is one of the mesh that
+    jax.set_mesh put in force, and only this axis becomes manual: params and batch may
+    be sharded over the others.
+    """
+    if axis_name is None or _is_bound(axis_name):
+        return body(*args)
+    mesh = jax.sharding.get_abstract_mesh()
+    if axis_name not in mesh.axis_names:
+        raise ValueError(
+            "axis_name must be an axis of shard_map or of the mesh in force"
+            f" (jax.set_mesh), which has {mesh.axis_names}, got {axis_name!r}"
+        )
+    return jax.shard_map(
+        body,
+        in_specs=(PartitionSpec(),) * len(args),
+        out_specs=PartitionSpec(),
+        axis_names={axis_name},
+    )(*args)
+
+
+def own_rows(num_directions: int, axis_name: str | None) -> jax.Array:
+    """Row indices of this device, i32[K/n]; all K without an axis."""
+    if axis_name is None:
+        return jnp.arange(num_directions)
+    devices = jax.lax.axis_size(axis_name)
+    if num_directions % devices:
+        raise ValueError(
+            f"num_directions must be a multiple of the {devices} devices along"
+            f" {axis_name!r} in each stage, got {num_directions}"
+        )
+    own = num_directions // devices
+    return jax.lax.axis_index(axis_name) * own + jnp.arange(own)
+
+
+def own(weights: jax.Array, axis_name: str | None) -> jax.Array:
+    """This device's part of weights [..., K]."""
+    if axis_name is None:
+        return weights
+    rows = own_rows(weights.shape[-1], axis_name)
+    return jax.lax.dynamic_slice_in_dim(weights, rows[0], len(rows), axis=-1)
+
+
+def from_all(stacked: PyTree, num_directions: int, axis_name: str | None) -> PyTree:
+    """[K/n, ...] of each device -> [K, ...], the same on all."""
+    if axis_name is None:
+        return stacked
+    first = own_rows(num_directions, axis_name)[0]
+
+    def leaf(x):
+        # A sum with zeros elsewhere: unlike all_gather, it is known to be replicated.
+        wide = jnp.zeros((num_directions, *x.shape[1:]), x.dtype)
+        placed = jax.lax.dynamic_update_slice_in_dim(wide, x, first, axis=0)
+        return jax.lax.psum(placed, axis_name)
+
+    return jax.tree.map(leaf, stacked)
+
+
+def from_first(tree: PyTree, axis_name: str | None) -> PyTree:
+    """What the first device of an axis has, on all."""
+    if axis_name is None:
+        return tree
+    is_first = jax.lax.axis_index(axis_name) == 0
+
+    def leaf(x):
+        addable = x.astype(jnp.int32) if x.dtype == bool else x
+        kept = jnp.where(is_first, addable, jnp.zeros_like(addable))
+        return jax.lax.psum(kept, axis_name).astype(x.dtype)
+
+    return jax.tree.map(leaf, tree)
+
+
+def total(tree: PyTree, axis_name: str | None) -> PyTree:
+    """Sum over the devices of an axis, in one collective."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def varying_like(tree: PyTree, *like: jax.Array) -> PyTree:
+    """The tree, typed as varying over devices wherever one of ``like`` does.
+
+    For a loop's carry that starts from constants: inside shard_map its type must be
+    that of what the loop adds. The branch not taken is dropped when compiled.
+    """
+    never = jnp.zeros((), bool)
+    probe = sum(x.reshape(-1)[0].astype(jnp.float32) for x in like)
+    return jax.tree.map(lambda x: jnp.where(never, probe.astype(x.dtype), x), tree)
