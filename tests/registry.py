@@ -17,6 +17,7 @@ from zojax.perturbations import (
     coordinate,
     gaussian,
     lazy,
+    low_rank,
     orthogonal,
     rademacher,
     restrict,
@@ -96,6 +97,13 @@ ESTIMATORS: dict[str, Case] = {
                 difference="central",
                 chunk_size=1,
             )
+        ),
+        2 * K,
+    ),
+    "low_rank": Case(
+        zojax.two_point,
+        lambda wrap: zojax.two_point(
+            MU, K, key=1, sampler=wrap(low_rank(1)), difference="central"
         ),
         2 * K,
     ),
@@ -218,6 +226,7 @@ SAMPLERS: dict[str, Callable] = {
     "coordinate": coordinate,
     "gaussian": gaussian,
     "lazy": lazy,
+    "low_rank": low_rank,
     "orthogonal": orthogonal,
     "rademacher": rademacher,
     "restrict": restrict,

@@ -16,13 +16,16 @@ from zojax.perturbations.composed import aligned, restrict
 from zojax.perturbations.designs import orthogonal, simplex
 from zojax.perturbations.independent import coordinate, gaussian, rademacher, sphere
 from zojax.perturbations.lazy import PerturbedArray, lazy, materialize
+from zojax.perturbations.low_rank import LowRankArray, low_rank
 
 __all__ = [
+    "LowRankArray",
     "PerturbedArray",
     "aligned",
     "coordinate",
     "gaussian",
     "lazy",
+    "low_rank",
     "materialize",
     "orthogonal",
     "rademacher",
