@@ -23,7 +23,7 @@ def test_example():
 def test_lazy_example():
     """The model takes lazy params in a step, and plain ones under jax.grad."""
     names = {"jax": jax, "jnp": jnp, "zojax": zojax}
-    _, lazy_example = EXAMPLES
+    _, lazy_example, _ = EXAMPLES
     exec(compile(lazy_example, "README.md", "exec"), names)
     opt, loss = names["opt"], names["loss"]
     draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape) / 2
@@ -40,6 +40,15 @@ def test_lazy_example():
     assert loss(params, **data) < before
     gradient = jax.grad(loss)(params, **data)
     assert not gradient["embed"][5:].any()
+
+
+def test_devices_example():
+    """Directions, batch and parameters over a mesh of eight devices."""
+    names = {"jax": jax, "jnp": jnp, "optax": optax, "zojax": zojax}
+    exec(compile(EXAMPLES[2], "README.md", "exec"), names)
+    params, loss = names["params"], names["loss"]
+    assert params["w"].sharding.spec == jax.P(None, "model")
+    assert loss(params, *names["batch"]) < loss({"w": 0 * params["w"]}, *names["batch"])
 
 
 def test_every_estimator_and_sampler_is_in_the_tables():

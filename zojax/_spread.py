@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from zojax._base import PyTree
+from zojax._base import PyTree, is_none
 
 
 def _is_bound(axis_name: str) -> bool:
@@ -39,6 +39,12 @@ def on_axis(body: Callable[..., PyTree], axis_name: str | None, *args: PyTree) -
         raise ValueError(
             "axis_name must be an axis of shard_map or of the mesh in force"
             f" (jax.set_mesh), which has {mesh.axis_names}, got {axis_name!r}"
+        )
+    if jax.sharding.AxisType.Explicit in mesh.axis_types:
+        raise ValueError(
+            "axis_name needs a mesh without explicit axes, whose arrays cannot be"
+            " closed over: jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,)"
+            f" * n), or shard_map around the step; got {mesh.axis_types}"
         )
     return jax.shard_map(
         body,
@@ -93,7 +99,7 @@ def from_first(tree: PyTree, axis_name: str | None) -> PyTree:
 
     def leaf(x):
         addable = x.astype(jnp.int32) if x.dtype == bool else x
-        kept = jnp.where(is_first, addable, jnp.zeros_like(addable))
+        kept = jnp.where(is_first, addable, jnp.zeros((), addable.dtype))
         return jax.lax.psum(kept, axis_name).astype(x.dtype)
 
     return jax.tree.map(leaf, tree)
@@ -104,12 +110,21 @@ def total(tree: PyTree, axis_name: str | None) -> PyTree:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
-def varying_like(tree: PyTree, *like: jax.Array) -> PyTree:
-    """The tree, typed as varying over devices wherever one of ``like`` does.
+def zeros_beside(shapes: PyTree, params: PyTree, *varying: jax.Array) -> PyTree:
+    """Zeros that lie where params lie and vary over devices as others do.
 
-    For a loop's carry that starts from constants: inside shard_map its type must be
-    that of what the loop adds. The branch not taken is dropped when compiled.
+    For the carry of a loop that adds up: it must have the sharding of params, and
+    inside shard_map the type of what is added. The branch not taken is dropped when
+    compiled.
     """
     never = jnp.zeros((), bool)
-    probe = sum(x.reshape(-1)[0].astype(jnp.float32) for x in like)
-    return jax.tree.map(lambda x: jnp.where(never, probe.astype(x.dtype), x), tree)
+    probe = sum(x.reshape(-1)[0].astype(jnp.float32) for x in varying)
+
+    def leaf(shape, p):
+        if shape is None:
+            return None
+        beside = jnp.asarray(p).astype(shape.dtype) + probe.astype(shape.dtype)
+        zeros = jnp.where(never, beside, jnp.zeros_like(beside))
+        return jnp.broadcast_to(zeros, shape.shape)
+
+    return jax.tree.map(leaf, shapes, params, is_leaf=is_none)

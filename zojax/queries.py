@@ -1,11 +1,12 @@
 """Asking the objective along directions, and recombining the answers.
 
-The only module with vmap, scan and devices. Let V be the K x d matrix of directions, row k a
-pure function of (key, k). ``evaluate`` asks for f(theta + mu s_p v_k), ``combine``
-returns V^T w, and ``estimate`` does both. V is never state and never a message: with
-``chunk_size`` the rows are drawn again where they are needed, so that only that many
-directions are alive at once, and with ``axis_name`` each device of a mesh axis draws and
-asks only its own. Chunk size, jit and devices never change the random stream.
+The only module with vmap, scan and devices. Let V be the K x d matrix of directions,
+row k a pure function of (key, k). ``evaluate`` asks for f(theta + mu s_p v_k),
+``combine`` returns V^T w, and ``estimate`` does both. V is never state and never a
+message: with ``chunk_size`` the rows are drawn again where they are needed, so that
+only that many directions are alive at once, and with ``axis_name`` each device of a
+mesh axis draws and asks only its own. Chunk size, jit and devices never change the
+random stream.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ from zojax._base import (
     value_dtype,
     wide_dtype,
 )
-from zojax._spread import from_all, from_first, on_axis, own, own_rows, total, varying_like
+from zojax._spread import (
+    from_all,
+    from_first,
+    on_axis,
+    own,
+    own_rows,
+    total,
+    zeros_beside,
+)
 
 __all__ = [
     "Estimate",
@@ -62,7 +71,7 @@ def _map(
 ) -> PyTree:
     """Maps over a leading axis, ``chunk_size`` at a time (None: all at once)."""
     if size == 1:
-        only = function(jax.tree.map(lambda x: x[0], xs))
+        only = function(jax.tree.map(lambda x: jnp.squeeze(x, 0), xs))
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], only)
     if chunk_size is None or chunk_size >= size:
         return jax.vmap(function)(xs)
@@ -330,6 +339,19 @@ def _finite(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), tree)
 
 
+def _sum_like(
+    params: PyTree,
+    sampler: Sampler,
+    num_directions: int,
+    leading: tuple[int, ...] = (),
+) -> PyTree:
+    """Shapes of what :func:`combine` returns."""
+    like = direction_shapes(params, sampler, num_directions)
+    return jax.tree.map(
+        lambda v: jax.ShapeDtypeStruct(leading + v.shape, v.dtype), like
+    )
+
+
 def direction_like(
     params: PyTree,
     sampler: Sampler,
@@ -355,8 +377,8 @@ def direction_like(
 
     Source: none; a convenience for the states of estimators.
     """
-    like = direction_shapes(params, sampler, num_directions)
-    return jax.tree.map(lambda v: jnp.zeros(leading + v.shape, v.dtype), like)
+    like = _sum_like(params, sampler, num_directions, leading)
+    return jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), like)
 
 
 def _weighted_sum(
@@ -405,8 +427,8 @@ def _own_sum(
         )
         return jax.tree.map(jnp.add, sums, part), None
 
-    zeros = direction_like(params, sampler, num_directions, weights.shape[:-1])
-    zeros = varying_like(zeros, mine, rows, jax.random.key_data(key))
+    like = _sum_like(params, sampler, num_directions, weights.shape[:-1])
+    zeros = zeros_beside(like, params, mine, rows, jax.random.key_data(key))
     return jax.lax.scan(add_chunk, zeros, jnp.arange(num_chunks))[0]
 
 
@@ -499,12 +521,13 @@ def combine_steps(
             )
             return jax.tree.map(jnp.add, sums, part), None
 
-        zeros = direction_like(params, sampler, num_directions)
+        like = _sum_like(params, sampler, num_directions)
         rows = own_rows(num_directions, axis_name)
-        zeros = varying_like(zeros, weights, key, steps, rows)
+        zeros = zeros_beside(like, params, weights, key, steps, rows)
         return total(jax.lax.scan(add_step, zeros, (weights, steps))[0], axis_name)
 
-    return _finite(on_axis(add, axis_name, weights, params, key, steps))
+    words = jax.random.key_data(canonical_key(key))
+    return _finite(on_axis(add, axis_name, weights, params, words, steps))
 
 
 def estimate(
@@ -555,16 +578,14 @@ def estimate(
 
     check_params(params)
     along = _along(value_fn, smoothing, signs, None, has_aux)
-    perturbed = lambda params, direction: lambda scale: perturb(
-        params, direction, scale
+    perturbed = lambda params, direction: (
+        lambda scale: perturb(params, direction, scale)
     )
 
     def ask_and_add(params, key):
         rows = own_rows(num_directions, axis_name)
         directions = _directions(sampler, key, rows, num_directions, params)
-        values, aux = _map(
-            lambda v: along(perturbed(params, v)), directions, len(rows)
-        )
+        values, aux = _map(lambda v: along(perturbed(params, v)), directions, len(rows))
         values, aux = _shared(values, aux, num_directions, axis_name)
         sums = _contract(own(weigh(values), axis_name), directions)
         return total(sums, axis_name), values, aux

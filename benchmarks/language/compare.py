@@ -137,7 +137,7 @@ def tables(frame: pd.DataFrame) -> list[Table]:
                 plain(group["learning_rate"].iloc[0]),
                 with_error(*_mean(100 * group["accuracy"])),
                 with_error(*_mean(group["cross_entropy"])),
-                " / ".join(f"{value:.3f}" for value in each),
+                " / ".join(f"{value:.2f}" for value in each),
             ]
         )
     rates = " / ".join(f"{rate:g}" for rate in GRID)

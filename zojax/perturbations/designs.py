@@ -70,7 +70,7 @@ def orthogonal() -> Sampler:
                 starts.append(start)
                 sizes.append(1 << q)
                 start += 1 << q
-        which = jnp.searchsorted(jnp.asarray(starts, jnp.uint32), row, side="right") - 1
+        which = jnp.sum(row >= jnp.asarray(starts, jnp.uint32)) - 1
         low, size = jnp.asarray(starts, jnp.uint32)[which], jnp.asarray(sizes)[which]
         size = size.astype(jnp.uint32)
 
