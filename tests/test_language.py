@@ -18,6 +18,7 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+import zojax
 from benchmarks import UsageError
 from benchmarks.__main__ import main
 from benchmarks.language import (
@@ -35,6 +36,7 @@ from benchmarks.language import (
 from benchmarks.language.problem import Source
 from benchmarks.language.recipe import PRESETS, Recipe, queries
 from benchmarks.language.transformer import embed, finish, forward, run_layers
+from zojax import perturbations
 
 REFERENCES = Path(__file__).parent / "references"
 TINY = ("opt", "opt-post-norm", "llama")
@@ -786,3 +788,32 @@ def test_a_step_of_the_default_model_fits_beside_its_forward_pass(tuned, most):
     found = cost.compiled_sizes(tuned, 64, cost.shapes())
     assert found["step"] / found["forward"] <= most
     assert found["step"] / found["backprop"] <= 0.30
+
+
+def test_eight_directions_in_place_need_the_memory_of_one():
+    """All 135M parameters: 1.05 of K = 1, and 1.10 of the forward pass (compiled)."""
+    of, batch = cost.shapes(), cost.batch_of(24)
+    recipe = cost.RECIPES["all parameters"]
+    ready = cost.without_sentences(recipe, of)
+    value_fn = problem.loss(ready.config, ready.words)
+    trainable, stacked = problem.trainable_and_stacked(
+        recipe, of.params, ready.params["adapter"]
+    )
+    draw = perturbations.lazy(perturbations.rademacher(), stacked)
+    draw = perturbations.restrict(draw, trainable)
+
+    def step(params, count, num_directions):
+        asked = draw, jax.random.fold_in(jax.random.key(0), count), num_directions
+        f = lambda params: value_fn(params, batch)
+        y, _ = zojax.evaluate(f, params, *asked, 1e-3, signs=(1.0, -1.0), chunk_size=1)
+        w = zojax.weights.central(y[:, 0], y[:, 1], 1e-3)
+        return zojax.queries.add_directions(params, -1e-4 * w, *asked)
+
+    def size(num_directions):
+        jitted = jax.jit(step, static_argnums=2, donate_argnums=0)
+        lowered = jitted.lower(ready.params, jnp.int32(0), num_directions)
+        return cost.compiled_bytes(lowered.compile())
+
+    forward = jax.jit(value_fn).lower(ready.params, batch).compile()
+    assert size(8) <= 1.05 * size(1)
+    assert size(8) <= 1.10 * cost.compiled_bytes(forward)

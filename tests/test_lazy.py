@@ -173,25 +173,87 @@ def test_a_masked_model_can_be_differentiated():
     assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
 
 
+def of_layers(params, x):
+    body = lambda x, w: (jnp.tanh(x @ materialize(w)), None)
+    return jnp.sum(jax.lax.scan(body, x, params["layers"])[0])
+
+
+def compiled_size(compiled):
+    """Arguments, results and temporary memory, buffers used twice counted once."""
+    found = compiled.memory_analysis()
+    return (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        + found.temp_size_in_bytes
+        - found.alias_size_in_bytes
+    )
+
+
+def test_more_directions_need_no_more_memory_in_place():
+    """K = 8 added one by one: at most 1.05 of K = 1, and 1.10 of a forward pass."""
+    params = {"layers": jax.ShapeDtypeStruct((16, 256, 256), jnp.float32)}
+    x = jax.ShapeDtypeStruct((8, 256), jnp.float32)
+    sampler, mu = lazy(rademacher(), True), 1e-3
+
+    def step(params, n, x, num_directions, in_place):
+        asked = sampler, jax.random.fold_in(jax.random.key(0), n), num_directions
+        y, _ = zojax.evaluate(
+            lambda p: of_layers(p, x),
+            params,
+            *asked,
+            mu,
+            signs=(1.0, -1.0),
+            chunk_size=1,
+        )
+        w = -1e-3 * zojax.weights.central(y[:, 0], y[:, 1], mu)
+        if in_place:
+            return zojax.queries.add_directions(params, w, *asked)
+        moved = zojax.combine(w, params, *asked, chunk_size=1)
+        return optax.apply_updates(params, moved)
+
+    def size(num_directions, in_place=True):
+        jitted = jax.jit(step, static_argnums=(3, 4), donate_argnums=0)
+        lowered = jitted.lower(params, jnp.int32(0), x, num_directions, in_place)
+        return compiled_size(lowered.compile())
+
+    forward = compiled_size(jax.jit(of_layers).lower(params, x).compile())
+    assert size(8) <= 1.05 * size(1)
+    assert size(8) <= 1.10 * forward
+    assert size(8, in_place=False) > 1.5 * forward  # so the test can fail
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_directions_added_in_place(dtype):
+    """theta + V^T w: rounded to the dtype K times; frozen and overflowing stay."""
+    params = {
+        "w": jnp.linspace(-1, 1, 24, dtype=dtype).reshape(4, 6),
+        "frozen": jnp.ones(3, jnp.int32),
+    }
+    mask = {"w": True, "frozen": False}
+    asked = restrict(lazy(gaussian(), {"w": True, "frozen": False}), mask), 5, 3
+    w = jnp.array([0.5, -0.25, 0.125])
+    found = zojax.queries.add_directions(params, w, *asked)
+    directions = [asked[0](jax.random.key(5), k, 3, params)["w"] for k in range(3)]
+    expected = np.asarray(params["w"], np.float64)
+    for weight, v in zip(w, directions, strict=True):
+        expected = expected + float(weight) * np.asarray(v, np.float64)
+    tolerance = 1e-6 if dtype == "float32" else 3 * 2.0**-8 * 2
+    np.testing.assert_allclose(found["w"].astype(float), expected, atol=tolerance)
+    assert found["w"].dtype == dtype
+    np.testing.assert_array_equal(found["frozen"], params["frozen"])
+    huge = {"w": jnp.full(4, 3e38), "frozen": params["frozen"]}
+    moved = zojax.queries.add_directions(
+        huge, jnp.array([3e38]), restrict(rademacher(), mask), 5, 1
+    )
+    assert set(np.asarray(moved["w"]).tolist()) <= {float(np.float32(3e38)), 0.0}
+
+
 def test_a_step_needs_the_memory_of_a_forward_pass():
     """Compiled bytes of a two-sided step: at most 1.10 forward passes, no copy."""
     params = {"layers": jax.ShapeDtypeStruct((16, 256, 256), jnp.float32)}
     x = jax.ShapeDtypeStruct((8, 256), jnp.float32)
 
-    def value_fn(params, x):
-        body = lambda x, w: (jnp.tanh(x @ materialize(w)), None)
-        return jnp.sum(jax.lax.scan(body, x, params["layers"])[0])
-
-    def size(compiled):
-        found = compiled.memory_analysis()
-        return (
-            found.argument_size_in_bytes
-            + found.output_size_in_bytes
-            + found.temp_size_in_bytes
-            - found.alias_size_in_bytes
-        )
-
-    forward = size(jax.jit(value_fn).lower(params, x).compile())
+    forward = compiled_size(jax.jit(of_layers).lower(params, x).compile())
     ratios = {}
     for name, sampler in (
         ("lazy", lazy(rademacher(), True)),
@@ -200,12 +262,12 @@ def test_a_step_needs_the_memory_of_a_forward_pass():
         opt = zojax.mezo(1e-3, key=0, sampler=sampler)
 
         def step(params, state, x, opt=opt):
-            updates, state = opt.update(None, state, params, value_fn=value_fn, x=x)
+            updates, state = opt.update(None, state, params, value_fn=of_layers, x=x)
             return optax.apply_updates(params, updates), state
 
         state = jax.eval_shape(opt.init, params)
         compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, x)
-        ratios[name] = size(compiled.compile()) / forward
+        ratios[name] = compiled_size(compiled.compile()) / forward
     assert ratios["lazy"] < 1.10
     assert ratios["copy"] > 1.5  # so the test can fail
 

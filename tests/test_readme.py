@@ -1,5 +1,6 @@
 """The README's examples run as they stand."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -22,8 +23,8 @@ def test_example():
 
 def test_lazy_example():
     """The model takes lazy params in a step, and plain ones under jax.grad."""
-    names = {"jax": jax, "jnp": jnp, "zojax": zojax}
-    _, lazy_example, _ = EXAMPLES
+    names = {"functools": functools, "jax": jax, "jnp": jnp, "zojax": zojax}
+    _, lazy_example, in_place_example, _ = EXAMPLES
     exec(compile(lazy_example, "README.md", "exec"), names)
     opt, loss = names["opt"], names["loss"]
     draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape) / 2
@@ -38,6 +39,13 @@ def test_lazy_example():
     for _ in range(20):
         params, state = jax.jit(step)(params, state)
     assert loss(params, **data) < before
+
+    exec(compile(in_place_example, "README.md", "exec"), names)
+    between = loss(params, **data)
+    for n in range(20):
+        params = names["step"](params, n, **data)
+    assert loss(params, **data) < between
+
     gradient = jax.grad(loss)(params, **data)
     assert not gradient["embed"][5:].any()
 
@@ -45,7 +53,7 @@ def test_lazy_example():
 def test_devices_example():
     """Directions, batch and parameters over a mesh of eight devices."""
     names = {"jax": jax, "jnp": jnp, "optax": optax, "zojax": zojax}
-    exec(compile(EXAMPLES[2], "README.md", "exec"), names)
+    exec(compile(EXAMPLES[3], "README.md", "exec"), names)
     params, loss = names["params"], names["loss"]
     assert params["w"].sharding.spec == jax.P(None, "model")
     assert loss(params, *names["batch"]) < loss({"w": 0 * params["w"]}, *names["batch"])

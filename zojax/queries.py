@@ -40,6 +40,7 @@ from zojax._spread import (
 
 __all__ = [
     "Estimate",
+    "add_directions",
     "as_gradient",
     "combine",
     "combine_steps",
@@ -474,6 +475,54 @@ def combine(
         return total(part, axis_name)
 
     return _finite(on_axis(add, axis_name, weights, params, canonical_key(key)))
+
+
+def add_directions(
+    params: PyTree,
+    weights: jax.Array,
+    sampler: Sampler,
+    key: jax.Array,
+    num_directions: int,
+) -> PyTree:
+    """Moves params along the directions: theta + V^T w, the sum never being held.
+
+    One direction at a time is drawn and added where params lie, so that a jitted step
+    that donates params needs no vector beside them, whatever K is. It is what SGD with
+    :func:`combine` does (w = -lr times the weights), rounded to the dtype of params
+    after each direction instead of once.
+
+    Args:
+      params: pytree.
+      weights: f[K], learning rate and sign included.
+      sampler: the sampler that the values were asked along.
+      key: the key that the values were asked with.
+      num_directions: K.
+
+    Returns:
+      A pytree like params; an entry that would overflow stays.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zojax
+      >>> x, f, mu = jnp.ones(3), lambda x: jnp.sum(x**2), 1e-2
+      >>> asked = zojax.perturbations.rademacher(), jax.random.key(0), 4
+      >>> y, _ = zojax.evaluate(f, x, *asked, mu, signs=(1.0, -1.0), chunk_size=1)
+      >>> w = zojax.weights.central(y[:, 0], y[:, 1], mu)
+      >>> bool(f(zojax.queries.add_directions(x, -0.1 * w, *asked)) < f(x))
+      True
+
+    Source: seed replay, arXiv 2305.17333, Algorithm 1, over K directions.
+    """
+    check_params(params)
+    key = canonical_key(key)
+
+    def add(params, row):
+        k, weight = row
+        moved = perturb(params, sampler(key, k, num_directions, params), weight)
+        kept = lambda new, old: jnp.where(jnp.isfinite(new), new, old)
+        return jax.tree.map(kept, moved, params), None
+
+    params = jax.tree.map(jnp.asarray, params)
+    return jax.lax.scan(add, params, (jnp.arange(num_directions), weights))[0]
 
 
 def combine_steps(

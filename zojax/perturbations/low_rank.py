@@ -14,15 +14,17 @@ import itertools
 import math
 import string
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from zojax._base import PyTree, Sampler, check_int, wide_dtype
 from zojax.perturbations._noise import cast_like, leaf_keys, trainable
 from zojax.perturbations.independent import gaussian
+
+if TYPE_CHECKING:
+    from jax.extend.core import Jaxpr, JaxprEqn
 
 __all__ = ["LowRankArray", "low_rank"]
 
@@ -271,9 +273,9 @@ def _call(eqn: JaxprEqn, *inputs: Any) -> list:
     """Runs the program inside; derivative rules and remat are not needed any more."""
     names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
     (inner,) = (eqn.params[name] for name in names if name in eqn.params)
-    if isinstance(inner, Jaxpr):
-        return _run(inner, (), inputs)
-    return _run(inner.jaxpr, inner.consts, inputs)
+    if hasattr(inner, "consts"):  # a ClosedJaxpr; that of remat is open
+        return _run(inner.jaxpr, inner.consts, inputs)
+    return _run(inner, (), inputs)
 
 
 def _scan(eqn: JaxprEqn, *inputs: Any) -> list:
@@ -352,7 +354,7 @@ def _bind(eqn: JaxprEqn, inputs: list) -> Any:
 def _run(jaxpr: Jaxpr, consts: Any, args: Any) -> list:
     """Evaluates a program on arrays and LowRankArrays; outputs may be either."""
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-    read = lambda v: v.val if isinstance(v, Literal) else known[v]
+    read = lambda v: v.val if hasattr(v, "val") else known[v]  # a Literal, or a Var
     for eqn in jaxpr.eqns:
         inputs = [read(v) for v in eqn.invars]
         outputs = None
