@@ -19,11 +19,12 @@ TASKS = {
     "language": "fine-tuning a language model with forward passes only",
     "mesh": "moving the vertices of a mesh until a PDE is solved better",
     "synthetic": "both papers' experiments on synthetic functions",
-    "speed": "cost of an estimator's step beside its noise and its queries",
+    "speed": "time of a step, beside rivals and by size",
+    "memory": "memory of a step, planned and at its peak",
 }
 
 
-RIVALS = ("torch",)  # packages that only comparisons need
+RIVALS = ("torch", "evosax")  # packages that only comparisons need
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,59 @@
+"""MeZO as its users write it by hand in JAX (arXiv 2305.17333, Algorithm 1).
+
+The parameters themselves are moved by +mu, -2 mu and +mu along noise that is named by
+its key, a key a leaf; the step walks along the same noise once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+__all__ = ["step", "training"]
+
+PyTree = Any
+
+
+def _perturb(params: PyTree, key: jax.Array, scale: jax.Array | float) -> PyTree:
+    """Params + scale z, z normal noise with a key of its own for each leaf."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))
+    return jax.tree.map(
+        lambda p, k: p + scale * jax.random.normal(k, p.shape, p.dtype), params, keys
+    )
+
+
+def step(
+    f: Callable[[PyTree], jax.Array],
+    params: PyTree,
+    key: jax.Array,
+    smoothing: float,
+    learning_rate: float,
+) -> PyTree:
+    """One step: the params after it."""
+    params = _perturb(params, key, smoothing)
+    plus = f(params)
+    params = _perturb(params, key, -2 * smoothing)
+    minus = f(params)
+    params = _perturb(params, key, smoothing)
+    slope = (plus - minus) / (2 * smoothing)
+    return _perturb(params, key, -learning_rate * slope)
+
+
+def training(
+    f: Callable[[PyTree], jax.Array],
+    steps: int,
+    smoothing: float,
+    learning_rate: float,
+    seed: int = 0,
+) -> Callable[[PyTree], PyTree]:
+    """Whole steps in a scan: params -> params after the steps."""
+
+    def run(params):
+        body = lambda p, k: (step(f, p, k, smoothing, learning_rate), None)
+        keys = jax.random.split(jax.random.key(seed), steps)
+        return jax.lax.scan(body, params, keys)[0]
+
+    return run

@@ -1,0 +1,343 @@
+"""A ZoAR step beside the least it could cost and beside other people's steps.
+
+Rosenbrock, K = 10, N = 5, whole steps with R-AdaZO. The floor is K evaluations and one
+pass over noise of packed signs; a step that holds no noise has to draw it twice. A
+rival whose package is missing is left out, and the findings say so.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.table import Table
+
+import zojax
+from benchmarks.functions import rosenbrock
+from benchmarks.rivals import mezo_by_hand
+from benchmarks.speed.timing import device_line, median_ratio, take_turns, training
+from benchmarks.study import COLOURS, Cell, Row, Study, Tick, plain, tabulate
+from zojax.perturbations import gaussian, rademacher
+
+NUM_DIRECTIONS, HISTORY, SMOOTHING, STEP_SIZE = 10, 5, 0.05, 1e-3
+QUICK, FULL = (10_000, 100_000), (10_000, 100_000, 1_000_000)
+REPEATS = 9
+
+OURS, GAUSSIAN = "ZoAR, Rademacher", "ZoAR, gaussian"
+FLOOR = "floor"
+EVALUATIONS, NORMAL = "K evaluations", "jax.random.normal((K, d))"
+GRADIENT = "first order: jax.grad"
+BY_HAND, MEZO = "MeZO by hand, K = 1", "zojax.mezo, K = 1"
+MEZO_SIGNS = "zojax.mezo, Rademacher, K = 1"
+EVOSAX = "evosax Open_ES"
+LOOP, BATCHED = "PyTorch ZoAR, in a loop", "PyTorch ZoAR, batched"
+
+# Package: the programs that need it.
+NEEDS = {"torch": (LOOP, BATCHED), "evosax": (EVOSAX,)}
+# What a row's time is divided by, by column.
+BASES = {
+    "over_floor": FLOOR,
+    "over_rademacher": OURS,
+    "over_gaussian": GAUSSIAN,
+    "over_mezo": MEZO,
+}
+
+
+class Aim(NamedTuple):
+    """A ratio that should be at least, or at most, a number at some dimensions."""
+
+    program: str
+    column: str
+    bounds: dict[int, float]
+    least: bool = True
+
+
+AIMS = (
+    Aim(LOOP, "over_rademacher", {10_000: 5, 100_000: 3, 1_000_000: 3}),
+    Aim(EVOSAX, "over_rademacher", dict.fromkeys(FULL, 3)),
+    Aim(OURS, "over_floor", dict.fromkeys(FULL, 1.5), least=False),
+    Aim(LOOP, "over_gaussian", dict.fromkeys(FULL, 1)),
+    Aim(BATCHED, "over_gaussian", dict.fromkeys(FULL, 1)),
+)
+
+
+# -- the least that a step could cost --------------------------------------------------
+
+
+def evaluations(x: jax.Array) -> jax.Array:
+    """The values f[K] at K points, which differ by a number and so cost nothing."""
+    offsets = SMOOTHING * jnp.arange(NUM_DIRECTIONS, dtype=x.dtype)
+    return jax.vmap(lambda offset: rosenbrock(x + offset))(offsets)
+
+
+def packed_signs(key: jax.Array, dimension: int) -> jax.Array:
+    """Signs f[K, d], 32 from each random word."""
+    words = jax.random.bits(key, (NUM_DIRECTIONS, -(-dimension // 32)), jnp.uint32)
+    shifted = words[:, :, None] << jnp.arange(32, dtype=jnp.uint32)
+    bits = (shifted & jnp.uint32(0x80000000)) | jnp.uint32(0x3F800000)  # +-1.0f
+    signs = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    return signs.reshape(NUM_DIRECTIONS, -1)[:, :dimension]
+
+
+def floor_step(x: jax.Array, key: jax.Array) -> jax.Array:
+    return x - 1e-12 * (evaluations(x) @ packed_signs(key, x.size))
+
+
+def evaluations_step(x: jax.Array, key: jax.Array) -> jax.Array:
+    del key
+    return x - 1e-12 * evaluations(x).sum()
+
+
+def normal_step(x: jax.Array, key: jax.Array) -> jax.Array:
+    return x - 1e-12 * jax.random.normal(key, (NUM_DIRECTIONS, x.size)).sum()
+
+
+def repeated(
+    step: Callable[[jax.Array, jax.Array], jax.Array], steps: int
+) -> Callable[[jax.Array], jax.Array]:
+    """A step (x, key) -> x many times in a scan, each with a key of its own."""
+
+    def run(x):
+        key = jax.random.key(0)
+        body = lambda x, n: (step(x, jax.random.fold_in(key, n)), None)
+        return jax.lax.scan(body, x, jnp.arange(steps))[0]
+
+    return run
+
+
+# -- the programs ----------------------------------------------------------------------
+
+
+def zoar(sampler, steps: int, history_size: int = HISTORY, **kwargs) -> Callable:
+    opt = optax.chain(
+        zojax.zoar(
+            SMOOTHING,
+            NUM_DIRECTIONS,
+            key=0,
+            history_size=history_size,
+            sampler=sampler,
+            **kwargs,
+        ),
+        zojax.radazo(STEP_SIZE),
+    )
+    return training(opt, rosenbrock, steps)
+
+
+def first_order(steps: int) -> Callable:
+    opt = zojax.radazo(STEP_SIZE)
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = opt.update(jax.grad(rosenbrock)(x), state, x)
+        return (optax.apply_updates(x, updates), state), None
+
+    return lambda x: jax.lax.scan(step, (x, opt.init(x)), length=steps)[0][0]
+
+
+def in_jax(steps: int) -> dict[str, Callable[[jax.Array], jax.Array]]:
+    """What needs no other package: name: x -> x after the steps."""
+    # So small a step that Rosenbrock stays finite without an adaptive optimizer.
+    mezo = functools.partial(zojax.mezo, 1e-9, SMOOTHING, key=0)
+    return {
+        NORMAL: repeated(normal_step, steps),
+        EVALUATIONS: repeated(evaluations_step, steps),
+        FLOOR: repeated(floor_step, steps),
+        OURS: zoar(rademacher(), steps),
+        GAUSSIAN: zoar(gaussian(), steps),
+        "ZoAR, Rademacher, replayed keys": zoar(rademacher(), steps, storage="replay"),
+        "mean baseline, Rademacher": zoar(rademacher(), steps, 0),
+        GRADIENT: first_order(steps),
+        BY_HAND: mezo_by_hand.training(rosenbrock, steps, SMOOTHING, 1e-9),
+        MEZO: training(mezo(), rosenbrock, steps),
+        MEZO_SIGNS: training(mezo(sampler=rademacher()), rosenbrock, steps),
+    }
+
+
+def in_evosax(steps: int) -> dict[str, Callable[[jax.Array], jax.Array]]:
+    """The program of evosax; an ImportError without it."""
+    from benchmarks.rivals import open_es
+
+    optimizer = zojax.radazo(STEP_SIZE)
+    return {
+        EVOSAX: open_es.training(
+            rosenbrock, steps, NUM_DIRECTIONS, SMOOTHING, optimizer
+        )
+    }
+
+
+def in_torch(dimension: int, steps: int) -> dict[str, Callable[[], None]]:
+    """The programs of PyTorch, which go on where they stopped; an ImportError."""
+    from benchmarks.rivals import zoar_torch
+
+    def program(step, num_records):
+        run = zoar_torch.start(dimension, num_records, 0)
+
+        def go():
+            for _ in range(steps):
+                step(run, zoar_torch.rosenbrock, NUM_DIRECTIONS, SMOOTHING, STEP_SIZE)
+
+        return go
+
+    pairs = (HISTORY + 1) * NUM_DIRECTIONS
+    return {
+        LOOP: program(zoar_torch.loop_step, pairs),
+        BATCHED: program(zoar_torch.batched_step, HISTORY + 1),
+    }
+
+
+def unless_missing(build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What is built, or nothing where a rival's package is not installed."""
+    try:
+        return build()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in NEEDS:
+            raise
+        return {}
+
+
+def programs(dimension: int, seed: int) -> dict[str, tuple[Callable[[], Any], int]]:
+    """Name: (program, steps that it takes); those in JAX take the same number."""
+    steps = min(200, max(10, 2_000_000 // dimension))
+    # Enough for the warm-up to fill the history.
+    torch_steps = min(40, max(HISTORY + 1, 400_000 // dimension))
+    x = jax.random.normal(jax.random.key(seed), (dimension,))
+    jitted = in_jax(steps) | unless_missing(lambda: in_evosax(steps))
+    found = {
+        name: (functools.partial(jax.jit(run), x), steps)
+        for name, run in jitted.items()
+    }
+    torch = unless_missing(lambda: in_torch(dimension, torch_steps))
+    return found | {name: (run, torch_steps) for name, run in torch.items()}
+
+
+# -- the study -------------------------------------------------------------------------
+
+
+def measure(dimension: int, seed: int, tick: Tick) -> list[Row]:
+    """A row for each program: its time, and its ratios turn by turn."""
+    timed = programs(dimension, seed)
+    turns = take_turns({n: run for n, (run, _) in timed.items()}, REPEATS, tick)
+    a_step = {name: [t / timed[name][1] for t in ts] for name, ts in turns.items()}
+    return [
+        {
+            "dimension": dimension,
+            "program": name,
+            "milliseconds": 1e3 * statistics.median(times),
+            **{
+                column: median_ratio(times, a_step[base])
+                for column, base in BASES.items()
+            },
+            **device_line(),
+        }
+        for name, times in a_step.items()
+    ]
+
+
+def cells(full: bool, seed: int) -> dict[str, Cell]:
+    """A cell for each dimension; all programs take turns in it."""
+    return {
+        str(d): functools.partial(measure, d, seed) for d in (FULL if full else QUICK)
+    }
+
+
+def missing(frame: pd.DataFrame) -> list[str]:
+    """Packages whose programs are not among the rows."""
+    there = set(frame["program"])
+    return [package for package, names in NEEDS.items() if not there & set(names)]
+
+
+def ratios(frame: pd.DataFrame, program: str, column: str) -> dict[int, float]:
+    """The ratios of a program, by dimension; empty where it was left out."""
+    rows = frame[frame["program"] == program]
+    return dict(zip(rows["dimension"], rows[column], strict=True))
+
+
+def judge(frame: pd.DataFrame, aim: Aim) -> str | None:
+    """A sentence on an aim, or None where nothing was measured for it."""
+    found = ratios(frame, aim.program, aim.column)
+    held = {d: bound for d, bound in aim.bounds.items() if d in found}
+    if not held:
+        return None
+    fits = lambda d: found[d] >= held[d] if aim.least else found[d] <= held[d]
+    parts = [
+        f"{plain(found[d])} at d = {d:,} (aim {'at least' if aim.least else 'at most'}"
+        f" {held[d]:g}: {'met' if fits(d) else 'NOT met'})"
+        for d in held
+    ]
+    return f"{aim.program} over {BASES[aim.column]}: {', '.join(parts)}."
+
+
+def tables(frame: pd.DataFrame) -> list[Table]:
+    columns = ["", "ms", "/ floor", "/ signs", "/ gaussian"]
+    out = []
+    for d, part in frame.groupby("dimension", sort=False):
+        rows = [
+            [
+                row["program"],
+                plain(row["milliseconds"]),
+                *(plain(row[column]) for column in list(BASES)[:3]),
+            ]
+            for _, row in part.iterrows()
+        ]
+        title = (
+            f"d = {d:,}, K = {NUM_DIRECTIONS}: a step, over the floor, over our ZoAR"
+        )
+        out.append(tabulate(title, columns, rows))
+    last = frame.iloc[-1]
+    out[-1].caption = (
+        f"{last['device']}, JAX {last['jax']}, medians of {REPEATS} turns; ratios turn"
+        " by turn.\nFloor: K evaluations, and K packed directions drawn and used once."
+    )
+    return out
+
+
+def findings(frame: pd.DataFrame) -> list[str]:
+    out = [sentence for aim in AIMS if (sentence := judge(frame, aim))]
+    for program in (BY_HAND, MEZO_SIGNS):
+        found = ratios(frame, program, "over_mezo")
+        told = ", ".join(f"{plain(ratio)} at d = {d:,}" for d, ratio in found.items())
+        if told:
+            out.append(f"{program} over {MEZO}: {told}.")
+    if "torch" not in missing(frame):
+        out.append(
+            "The PyTorch loops spend one query more a step, f(theta), to log it, as the"
+            " paper's code does."
+        )
+    out += [
+        f"{package} is missing, so {' and '.join(NEEDS[package])} {verb} left out: pip"
+        ' install -e ".[rivals]"'
+        for package in missing(frame)
+        for verb in ["was" if len(NEEDS[package]) == 1 else "were"]
+    ]
+    return out
+
+
+def figure(frame: pd.DataFrame) -> Figure:
+    out = Figure(figsize=(9, 5.5), layout="constrained")
+    axis = out.subplots()
+    names = list(dict.fromkeys(frame["program"]))[::-1]
+    dimensions = list(dict.fromkeys(frame["dimension"]))
+    width = 0.8 / len(dimensions)
+    for i, (colour, d) in enumerate(zip(COLOURS, dimensions, strict=False)):
+        part = frame[frame["dimension"] == d].set_index("program")
+        part = part.reindex(names)["over_rademacher"]
+        places = [j + (len(dimensions) / 2 - i - 0.5) * width for j in range(len(part))]
+        axis.barh(places, part, height=width, color=colour, label=f"d = {d:,}")
+    axis.set_yticks(range(len(names)), names)
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set(xscale="log", xlabel="time of a step over that of ZoAR with random signs")
+    axis.grid(axis="x", alpha=0.25)
+    axis.legend(frameon=False, fontsize=8)
+    return out
+
+
+STUDY = Study(
+    "A step beside its floor and rivals", cells, tables, findings, figure, timed=True
+)
