@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import zojax
+from benchmarks import UsageError
 from benchmarks.__main__ import main
 from benchmarks.memory import STUDIES, peak, programs, steps
 from benchmarks.memory.programs import compile_step, layers, planned, vector
@@ -151,7 +152,7 @@ def test_study(name, small, tmp_path, capsys, monkeypatch):
 
 
 def test_a_child_that_fails_says_why():
-    with pytest.raises(RuntimeError, match="KeyError: 'nothing'"):
+    with pytest.raises(UsageError, match="KeyError: 'nothing'"):
         peak.run_child(
             {"problem": "nothing", "size": 1, "estimator": "two_point"}
             | {"num_directions": 1, "chunk_size": 1}

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 import benchmarks
+from benchmarks import UsageError
 from benchmarks.memory.programs import LAZY, chunk_label
 from benchmarks.study import COLOURS, Cell, Row, Study, Tick, tabulate
 
@@ -54,7 +55,7 @@ def run_child(request: dict) -> dict:
     )
     if found.returncode:
         last = (found.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"{request} ended with {found.returncode}: {last}")
+        raise UsageError(f"{request} ended with {found.returncode}: {last}")
     return json.loads(found.stdout.splitlines()[-1])
 
 

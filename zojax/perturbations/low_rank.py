@@ -1,398 +1,28 @@
-"""Perturbations of low rank, which a model applies without a perturbed copy.
-
-A matrix W + s A B^T is only ever multiplied: x (W + s A B^T) = x W + s (x A) B^T. So
-value_fn is traced once, and its program is run with factors in the place of matrices:
-one product with W serves all directions, and no W is copied. What has no such rule is
-given value + s A B^T, formed there.
-"""
+"""Directions of low rank, which a model applies without a perturbed copy."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import itertools
 import math
 import string
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from zojax._base import PyTree, Sampler, check_int, wide_dtype
+from zojax._base import Sampler, check_int, wide_dtype
+from zojax.perturbations._factored import (
+    LowRankArray,
+    add_scaled,
+    of_factors,
+    product,
+)
 from zojax.perturbations._noise import cast_like, leaf_keys, trainable
 from zojax.perturbations.independent import gaussian
-
-if TYPE_CHECKING:
-    from jax.extend.core import Jaxpr, JaxprEqn
-
-__all__ = ["LowRankArray", "low_rank"]
 
 HIGHEST = jax.lax.Precision.HIGHEST
 # So many outer products are added elementwise, which fuses with the update of params
 # where a product of matrices would be kept.
 _FEW = 16
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["value", "a", "b", "scale"],
-    meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
-class LowRankArray:
-    """value + scale * a b^T, with one pair of factors for each matrix of a stack.
-
-    Attributes:
-      value: f[..., m, n], the untouched parameter.
-      a: f[..., m, r], in at least float32.
-      b: f[..., n, r], in at least float32.
-      scale: f[], mu times the sign of the query.
-    """
-
-    value: jax.Array
-    a: jax.Array
-    b: jax.Array
-    scale: jax.Array
-
-
-def _is_factored(x: Any) -> bool:
-    return isinstance(x, LowRankArray)
-
-
-def _add(value: jax.Array, scale: jax.Array, noise: jax.Array) -> jax.Array:
-    """Value + scale * noise, rounded once."""
-    wide = wide_dtype(value.dtype)
-    moved = value.astype(wide) + jnp.asarray(scale, wide) * noise.astype(wide)
-    return moved.astype(value.dtype)
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum("...mr,...nr->...mn", a, b, precision=HIGHEST)
-
-
-def _formed(x: Any) -> Any:
-    """The array that a LowRankArray stands for; anything else as it is."""
-    return _add(x.value, x.scale, _product(x.a, x.b)) if _is_factored(x) else x
-
-
-# -- rules: what a primitive does to factors -------------------------------------------
-#
-# A rule takes an equation and its inputs, and returns the output (a list where the
-# primitive has several), or None where it cannot keep the factors. Rules are found by
-# name, which outlives the renaming and moving of primitives between versions of JAX.
-
-Rule = Callable[..., Any]
-
-
-def _replaced(x: LowRankArray, function: Callable, *args: Any) -> LowRankArray:
-    """Applies one function of arrays to all three parts; args are one for each."""
-    parts = (x.value, x.a, x.b)
-    return LowRankArray(*map(function, parts, *args), x.scale)
-
-
-def _by_axis(x: LowRankArray, along: tuple, rank: Any) -> tuple[tuple, tuple, tuple]:
-    """What is given for each axis of x, for each axis of value, a and b."""
-    *leading, rows, columns = along
-    return tuple(along), (*leading, rows, rank), (*leading, columns, rank)
-
-
-def _dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
-    """x W + scale (x A) B^T, axes in the order of dot_general."""
-    if _is_factored(lhs) and _is_factored(rhs):
-        if lhs.value.size < rhs.value.size:
-            lhs = _formed(lhs)
-        else:
-            rhs = _formed(rhs)
-    (contract_lhs, contract_rhs), (batch_lhs, batch_rhs) = eqn.params[
-        "dimension_numbers"
-    ]
-    left = _is_factored(lhs)
-    matrix, x = (lhs, rhs) if left else (rhs, lhs)
-    contracted = contract_lhs if left else contract_rhs
-    batch = batch_lhs if left else batch_rhs
-    rows = matrix.value.ndim - 2
-    if len(contracted) != 1 or contracted[0] < rows or any(i >= rows for i in batch):
-        return None
-
-    letters = iter(string.ascii_letters)
-    shared = {}
-    for i, j in zip(
-        (*batch_lhs, *contract_lhs), (*batch_rhs, *contract_rhs), strict=True
-    ):
-        shared[0, i] = shared[1, j] = next(letters)
-    names = lambda side, ndim: [
-        shared[side, i] if (side, i) in shared else next(letters) for i in range(ndim)
-    ]
-    ndim = lambda x: x.value.ndim if _is_factored(x) else jnp.ndim(x)
-    lhs_names, rhs_names = names(0, ndim(lhs)), names(1, ndim(rhs))
-    summed = {shared[0, i] for i in contract_lhs}
-    out = [shared[0, i] for i in batch_lhs]
-    out += [n for n in lhs_names + rhs_names if n not in summed and n not in out]
-    r = next(letters)
-    of_matrix, of_x = (lhs_names, rhs_names) if left else (rhs_names, lhs_names)
-    _, of_a, of_b = _by_axis(matrix, of_matrix, r)
-    near, far = (matrix.a, of_a), (matrix.b, of_b)
-    if contracted[0] != rows:
-        near, far = far, near
-    between = [n for n in out if n != far[1][-2]] + [r]
-
-    precision = eqn.params["precision"]
-    # An algorithm names the dtypes of the operands, which factors do not have.
-    precision = precision[0] if type(precision) is tuple else None
-
-    def einsum(x, y, names):
-        equation = "{},{}->{}".format(*("".join(n) for n in (x[1], y[1], names)))
-        return jnp.einsum(equation, x[0], y[0], precision=precision)
-
-    noise = einsum((einsum((x, of_x), near, between), between), far, out)
-    dtype = eqn.outvars[0].aval.dtype
-    value = jax.lax.dot_general(
-        *((matrix.value, x) if left else (x, matrix.value)),
-        **{**eqn.params, "preferred_element_type": wide_dtype(dtype)},
-    )
-    return _add(value, matrix.scale, noise).astype(dtype)
-
-
-def _transpose(eqn: JaxprEqn, x: LowRankArray) -> LowRankArray | None:
-    order = eqn.params["permutation"]
-    rows, columns = len(order) - 2, len(order) - 1
-    if set(order[-2:]) != {rows, columns}:
-        return None
-    factors = (*order[:-2], rows, columns)
-    swapped = order[-1] == rows
-    value = jnp.transpose(x.value, order)
-    a, b = (jnp.transpose(leaf, factors) for leaf in (x.a, x.b))
-    return LowRankArray(value, *((b, a) if swapped else (a, b)), x.scale)
-
-
-def _convert(eqn: JaxprEqn, x: LowRankArray) -> LowRankArray | None:
-    dtype = eqn.params["new_dtype"]
-    if not jnp.issubdtype(dtype, jnp.floating):
-        return None
-    wide = wide_dtype(dtype)
-    return _replaced(x, lambda leaf, to: leaf.astype(to), (dtype, wide, wide))
-
-
-def _slice(eqn: JaxprEqn, x: LowRankArray) -> LowRankArray:
-    start, limit = eqn.params["start_indices"], eqn.params["limit_indices"]
-    strides = eqn.params["strides"] or (1,) * len(start)
-    rank = x.a.shape[-1]
-    return _replaced(
-        x,
-        jax.lax.slice,
-        _by_axis(x, start, 0),
-        _by_axis(x, limit, rank),
-        _by_axis(x, strides, 1),
-    )
-
-
-def _dynamic_slice(eqn: JaxprEqn, x: LowRankArray, *start: Any) -> LowRankArray | None:
-    sizes = eqn.params["slice_sizes"]
-    if len(start) != len(sizes):  # sizes that are not static
-        return None
-    zero = jnp.zeros((), jnp.result_type(start[0]))
-    return _replaced(
-        x,
-        jax.lax.dynamic_slice,
-        _by_axis(x, start, zero),
-        _by_axis(x, sizes, x.a.shape[-1]),
-    )
-
-
-def _split(eqn: JaxprEqn, x: LowRankArray) -> list[LowRankArray]:
-    axis, sizes = eqn.params["axis"], eqn.params["sizes"]
-    ends = [int(end) for end in itertools.accumulate(sizes)]
-    cut = lambda leaf, axis: [
-        jax.lax.slice_in_dim(leaf, end - int(size), end, axis=axis)
-        for end, size in zip(ends, sizes, strict=True)
-    ]
-    rows = x.value.ndim - 2
-    whole = lambda leaf: [leaf] * len(sizes)
-    a = whole(x.a) if axis == rows + 1 else cut(x.a, axis)
-    b = whole(x.b) if axis == rows else cut(x.b, min(axis, rows))
-    parts = zip(cut(x.value, axis), a, b, strict=True)
-    return [LowRankArray(*part, x.scale) for part in parts]
-
-
-def _squeeze(eqn: JaxprEqn, x: LowRankArray) -> LowRankArray | None:
-    axes = eqn.params["dimensions"]
-    if any(axis >= x.value.ndim - 2 for axis in axes):
-        return None
-    return _replaced(x, lambda leaf: jax.lax.squeeze(leaf, axes))
-
-
-def _reshape(eqn: JaxprEqn, x: LowRankArray) -> LowRankArray | None:
-    sizes = eqn.params["new_sizes"]
-    if sizes[-2:] != x.value.shape[-2:] or eqn.params["dimensions"] is not None:
-        return None
-    return _replaced(x, jnp.reshape, _by_axis(x, sizes, x.a.shape[-1]))
-
-
-def _gather(eqn: JaxprEqn, x: Any, indices: Any) -> Any:
-    """Rows or columns of a matrix, as arrays; or matrices of a stack, as factors."""
-    if _is_factored(indices):
-        return None
-    params = dict(eqn.params)
-    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
-    shape, rank = x.value.shape, x.a.shape[-1]
-    moved = {*numbers.start_index_map, *numbers.collapsed_slice_dims}
-    moved |= set(numbers.operand_batching_dims)
-    whole = [i for i, n in enumerate(shape) if i not in moved and sizes[i] == n]
-    kept = [
-        i
-        for i in range(len(shape))
-        if i not in numbers.collapsed_slice_dims
-        and i not in numbers.operand_batching_dims
-    ]
-
-    def gather(operand, sizes, **options):
-        return jax.lax.gather(
-            operand, indices, **{**params, "slice_sizes": sizes, **options}
-        )
-
-    rows, columns = len(shape) - 2, len(shape) - 1
-    if rows in whole and columns in whole:
-        ndim = eqn.outvars[0].aval.ndim
-        if numbers.offset_dims[-2:] != (ndim - 2, ndim - 1):
-            return None
-        return _replaced(x, gather, _by_axis(x, sizes, rank))
-    if len(shape) != 2 or len(whole) != 1:
-        return None
-    (axis,) = whole
-    near, far = (x.a, x.b) if axis == columns else (x.b.T, x.a)
-    sizes_near = tuple(rank if i == axis else n for i, n in enumerate(sizes))
-    # Beyond the bounds the value alone says what is filled in.
-    near = gather(near, sizes_near, fill_value=0)
-    place = numbers.offset_dims[kept.index(axis)]
-    noise = jnp.tensordot(near, far, axes=((place,), (1,)), precision=HIGHEST)
-    return _add(gather(x.value, sizes), x.scale, jnp.moveaxis(noise, -1, place))
-
-
-def _call(eqn: JaxprEqn, *inputs: Any) -> list:
-    """Runs the program inside; derivative rules and remat are not needed any more."""
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-    (inner,) = (eqn.params[name] for name in names if name in eqn.params)
-    if hasattr(inner, "consts"):  # a ClosedJaxpr; that of remat is open
-        return _run(inner.jaxpr, inner.consts, inputs)
-    return _run(inner, (), inputs)
-
-
-def _scan(eqn: JaxprEqn, *inputs: Any) -> list:
-    """The same loop over the parts: constants and slices stay factored."""
-    params = eqn.params
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
-    consts, rest = inputs[:num_consts], inputs[num_consts:]
-    init, xs = [_formed(x) for x in rest[:num_carry]], rest[num_carry:]
-    # A slice of a matrix is a row, which has no factors of its own.
-    xs = [_formed(x) if _is_factored(x) and x.value.ndim < 3 else x for x in xs]
-    scales = [x.scale if _is_factored(x) else None for x in xs]
-    parts = [(x.value, x.a, x.b) if _is_factored(x) else x for x in xs]
-    body = params["jaxpr"]
-
-    def step(carry, parts):
-        slices = [
-            part if scale is None else LowRankArray(*part, scale)
-            for part, scale in zip(parts, scales, strict=True)
-        ]
-        outputs = _run(body.jaxpr, body.consts, (*consts, *carry, *slices))
-        outputs = [_formed(x) for x in outputs]
-        return outputs[:num_carry], outputs[num_carry:]
-
-    carry, ys = jax.lax.scan(
-        step,
-        init,
-        parts,
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
-    )
-    return [*carry, *ys]
-
-
-_RULES: dict[str, Rule] = {
-    "dot_general": _dot_general,
-    "transpose": _transpose,
-    "convert_element_type": _convert,
-    "slice": _slice,
-    "dynamic_slice": _dynamic_slice,
-    "split": _split,
-    "squeeze": _squeeze,
-    "reshape": _reshape,
-    "gather": _gather,
-    "scan": _scan,
-    **dict.fromkeys(("copy", "copy_p", "name", "stop_gradient"), lambda eqn, x: x),
-    **dict.fromkeys(
-        (
-            "jit",
-            "pjit",
-            "closed_call",
-            "core_call",
-            "checkpoint",
-            "remat2",
-            "custom_jvp_call",
-            "custom_vjp_call",
-            "custom_vjp_call_jaxpr",
-        ),
-        _call,
-    ),
-}
-
-
-# -- running a program -----------------------------------------------------------------
-
-
-def _bind(eqn: JaxprEqn, inputs: list) -> Any:
-    """The primitive as it was traced, as jax.core.eval_jaxpr runs it."""
-    params = eqn.primitive.get_bind_params(eqn.params)
-    # Until JAX 0.9 the functions among the parameters came apart from them.
-    functions, params = params if isinstance(params, tuple) else ((), params)
-    with eqn.ctx.manager:
-        return eqn.primitive.bind(*functions, *inputs, **params)
-
-
-def _run(jaxpr: Jaxpr, consts: Any, args: Any) -> list:
-    """Evaluates a program on arrays and LowRankArrays; outputs may be either."""
-    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-    read = lambda v: v.val if hasattr(v, "val") else known[v]  # a Literal, or a Var
-    for eqn in jaxpr.eqns:
-        inputs = [read(v) for v in eqn.invars]
-        outputs = None
-        if any(_is_factored(x) for x in inputs):
-            rule = _RULES.get(eqn.primitive.name)
-            outputs = None if rule is None else rule(eqn, *inputs)
-            inputs = inputs if outputs is not None else [_formed(x) for x in inputs]
-        if outputs is None:
-            outputs = _bind(eqn, inputs)
-        if not isinstance(outputs, (list, tuple)):
-            outputs = [outputs]
-        known.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(v) for v in jaxpr.outvars]
-
-
-def _transform(value_fn: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
-    """Lets a function of arrays take LowRankArrays among its params."""
-
-    def of_factors(params):
-        leaves, structure = jax.tree.flatten(params, is_leaf=_is_factored)
-        places = [i for i, leaf in enumerate(leaves) if _is_factored(leaf)]
-        if not places:
-            return value_fn(params)
-        factored = [leaves[i] for i in places]
-
-        def of_arrays(arrays):
-            whole = list(leaves)
-            for i, array in zip(places, arrays, strict=True):
-                whole[i] = array
-            return value_fn(jax.tree.unflatten(structure, whole))
-
-        shapes = [jax.eval_shape(_formed, x) for x in factored]
-        traced, like = jax.make_jaxpr(of_arrays, return_shape=True)(shapes)
-        outputs = _run(traced.jaxpr, traced.consts, factored)
-        outputs = [_formed(x) for x in outputs]
-        return jax.tree.unflatten(jax.tree.structure(like), outputs)
-
-    return of_factors
 
 
 def _weighted_products(weights: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -498,7 +128,7 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
 
         def leaf_of(key, leaf):
             matrix = jnp.ndim(leaf) >= 2
-            return _product(*factors(key, leaf)) if matrix else whole(key, leaf)
+            return product(*factors(key, leaf)) if matrix else whole(key, leaf)
 
         row = each(leaf_of, params, lambda names: leaf_keys(key, k, names))
         return cast_like(row, params)
@@ -509,7 +139,7 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
         def leaf_of(key, leaf):
             array = jnp.asarray(leaf)
             if array.ndim < 2:
-                return _add(array, scale, whole(key, leaf))
+                return add_scaled(array, scale, whole(key, leaf))
             # Wide, or a bfloat16 product would see a rounded mu.
             wide = wide_dtype(array.dtype)
             return LowRankArray(array, *factors(key, leaf), jnp.asarray(scale, wide))
@@ -534,6 +164,6 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
         return each(leaf_of, params, row_keys)
 
     draw.view = view
-    draw.transform = _transform
+    draw.transform = of_factors
     draw.weighted_sum = weighted_sum
     return draw
