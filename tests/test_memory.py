@@ -45,8 +45,29 @@ def test_planned_memory_by_hand():
         np.testing.assert_allclose(found[name], 1, atol=0.01)
     np.testing.assert_allclose(found["total"], 1 + found["temporary"], atol=0.01)
     _, compiled = compile_step(problem, "zoar, sums", 4, 1)
-    # Two sums for each of five steps.
-    np.testing.assert_allclose(planned(problem, compiled)["arguments"], 11, atol=0.01)
+    # The params, and two sums for this step and each of the last five.
+    np.testing.assert_allclose(planned(problem, compiled)["arguments"], 13, atol=0.01)
+
+
+def test_the_history_is_written_in_place():
+    """A history of 12 vectors costs a step no copy of any, in a loop neither."""
+    problem = vector(10_000)
+    assert temporary(problem, "zoar, sums", 4, 1) < 5
+    opt = programs.ESTIMATORS["zoar, sums"](
+        problem, 4, key=0, sampler=zojax.perturbations.rademacher(), chunk_size=1
+    )
+
+    def run(x, state):
+        def step(carry, _):
+            x, state = carry
+            g, state = opt.update(None, state, x, value_fn=problem.f)
+            return (x - 1e-9 * g, state), None
+
+        return jax.lax.scan(step, (x, state), length=3)[0]
+
+    state = jax.eval_shape(opt.init, problem.like)
+    compiled = jax.jit(run, donate_argnums=(0, 1)).lower(problem.like, state).compile()
+    assert planned(problem, compiled)["temporary"] < 5
 
 
 def test_lazy_at_one_direction_is_mezo():

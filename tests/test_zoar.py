@@ -172,9 +172,9 @@ def test_poisoned_values_leave_no_trace():
         _, states = along_the_points(**kwargs)(0.0, LIMITS)
         for leaf in jax.tree.leaves(states):
             assert np.isfinite(np.asarray(leaf, float)).all()
-        # The counts by slot after step 7: steps 5, 6, 7, 3, 4 in slots 0..4.
+        # The counts by slot after step 7: steps 6, 7, 2, 3, 4, 5 in slots 0..5.
         kept = K - int(states.log.num_nonfinite[4])
-        assert states.counts[7].tolist() == [K, K, 0, K, kept]
+        assert states.counts[7].tolist() == [K, 0, K, K, kept, K]
 
 
 def test_huge_finite_values_leave_no_trace_either():
@@ -290,7 +290,7 @@ def rosenbrock(x):
     [("sums", 5), ("replay", 5), ("sums", 0), ("replay", 0)],
 )
 def test_state_has_fixed_shapes(storage, history_size):
-    """N slots of two vectors, or of 2K weights; update changes no shape or dtype."""
+    """N + 1 slots of two vectors, or of 2K weights; updates keep shapes and dtypes."""
     opt = zojax.zoar(0.1, 3, key=KEY, history_size=history_size, storage=storage)
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4, jnp.bfloat16)}
     f = lambda p: jnp.sum(p["a"]) + jnp.sum(p["b"].astype(jnp.float32))
@@ -299,13 +299,13 @@ def test_state_has_fixed_shapes(storage, history_size):
     describe = lambda s: jax.tree.map(lambda x: (x.shape, x.dtype), s)
     assert describe(after) == describe(state)
     if history_size and storage == "sums":
-        assert state.sums["a"].shape == (5, 2, 2, 3)
-        assert state.sums["b"].shape == (5, 2, 4)
+        assert state.sums["a"].shape == (6, 2, 2, 3)
+        assert state.sums["b"].shape == (6, 2, 4)
         assert state.sums["b"].dtype == jnp.float32  # for bfloat16 params too
         assert state.rows is None
     elif history_size:
         assert state.sums is None
-        assert state.rows.shape == (5, 2, 3)
+        assert state.rows.shape == (6, 2, 3)
     else:
         assert state.sums is None
         assert state.rows is None
@@ -338,7 +338,7 @@ def test_frozen_leaves_have_no_buffers(storage):
     state = opt.init(params)
     if storage == "sums":
         assert state.sums["body"] is None
-        assert state.sums["head"].shape == (2, 2, 3)
+        assert state.sums["head"].shape == (3, 2, 3)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 50
     update = jit(lambda s: opt.update(None, s, params, value_fn=f))
     u = np.asarray(_rows(sampler, 4, 3, params)["head"], float)

@@ -18,16 +18,20 @@ STORAGES = ("sums", "replay")
 
 
 class ZoarState(NamedTuple):
-    """State of :func:`zoar`; N = history_size slots, step n in slot n mod N."""
+    """State of :func:`zoar`: N + 1 slots, step n in slot n mod (N + 1).
+
+    N = history_size; a step is written to its slot before the slots are read, so that
+    a donated history is updated in place.
+    """
 
     key: jax.Array  # uint32[2], raw words
     count: jax.Array  # i32[]
     log: QueryLog
-    anchors: jax.Array  # f[N], first finite value of each record
-    means: jax.Array  # f[N], mean value of each record, less its anchor
-    counts: jax.Array  # i32[N], finite values of each record; 0: empty slot
-    sums: PyTree  # "sums": leaves f[N, 2, ...], (S, T) of each record; else None
-    rows: jax.Array | None  # "replay": f[N, 2, K], weights of (S, T); else None
+    anchors: jax.Array  # f[N + 1], first finite value of each record
+    means: jax.Array  # f[N + 1], mean value of each record, less its anchor
+    counts: jax.Array  # i32[N + 1], finite values of each record; 0: empty slot
+    sums: PyTree  # "sums": leaves f[N + 1, 2, ...], (S, T) of each record; else None
+    rows: jax.Array | None  # "replay": f[N + 1, 2, K], weights of (S, T); else None
 
 
 def zoar(
@@ -53,10 +57,10 @@ def zoar(
         g = (1/M) sum_H (y - b) / mu_s u.
 
     With S_n = sum_k (y_nk - m_n) u_nk / mu_n, T_n = sum_k u_nk / mu_n and m_n the mean
-    of record n this is g = (1/M) sum_n [S_n + (m_n - b) T_n]: 2N vectors whatever K is,
-    or none where the directions are replayed from their keys. Values are stored less an
-    anchor, so that a large offset of f does no harm. At the start, means run over what
-    is there. K queries a step (2K if symmetric), none at params.
+    of record n this is g = (1/M) sum_n [S_n + (m_n - b) T_n]: 2 (N + 1) vectors,
+    whatever K is, or none where the directions are replayed from their keys. Values are
+    stored less an anchor, so that a large offset of f does no harm. At the start, means
+    run over what is there. K queries a step (2K if symmetric), none at params.
 
     Since b spans steps, the change of f over the window enters divided by mu: with a
     history keep the steps small against mu (N lr |grad f| < mu for plain SGD), or
@@ -74,8 +78,9 @@ def zoar(
       history_size: N >= 0 steps beside the current one; 0 is the mean baseline alone.
       sampler: a sampler of zojax.perturbations; gaussian() by default, as in the
         paper. rademacher() is cheaper and has less variance.
-      storage: "sums" keeps (S_n, T_n), 2N vectors; "replay" keeps N x 2K weights and
-        draws the N K past directions again: the same estimate to rounding.
+      storage: "sums" keeps (S_n, T_n), 2 (N + 1) vectors; "replay" keeps their 2K
+        weights a step and draws the N K past directions again: the same estimate to
+        rounding.
       symmetric: query pairs theta +- mu u; K directions, 2K queries.
       leave_one_out: multiply by M/(M-1), which undoes the shrinkage of a mean that
         includes its own samples.
@@ -119,24 +124,25 @@ def zoar(
     signs = (1.0, -1.0) if symmetric else (1.0,)
     keeps_sums = storage == "sums" and history_size > 0
     keeps_rows = storage == "replay" and history_size > 0
+    num_slots = history_size + 1
 
     def init_fn(params):
         _base.check_params(params)
         _base.direction_shapes(params, sampler, num_directions)  # fails early
         sums = (
-            queries.direction_like(params, sampler, num_directions, (history_size, 2))
+            queries.direction_like(params, sampler, num_directions, (num_slots, 2))
             if keeps_sums
             else None
         )
-        zeros = lambda: jnp.zeros(history_size, _base.value_dtype())
-        rows = jnp.zeros((history_size, 2, num_directions), _base.value_dtype())
+        zeros = lambda: jnp.zeros(num_slots, _base.value_dtype())
+        rows = jnp.zeros((num_slots, 2, num_directions), _base.value_dtype())
         return ZoarState(
             key=jnp.array(key),
             count=jnp.zeros((), jnp.int32),
             log=_base.init_log(aux_like, with_base=False),
             anchors=zeros(),
             means=zeros(),
-            counts=jnp.zeros(history_size, jnp.int32),
+            counts=jnp.zeros(num_slots, jnp.int32),
             sums=sums,
             rows=rows if keeps_rows else None,
         )
@@ -146,25 +152,32 @@ def zoar(
         objective = _base.bind_value_fn(value_fn, params, extra_args)
         mu = _base.number_at(smoothing, state.count)
 
-        def record_of(values):
-            return weights.record(values, jnp.asarray(signs, values.dtype), mu)
+        slot = state.count % num_slots
+        # Slots in order of age, this step's first; of slots, the age: its own inverse.
+        by_age = (slot - jnp.arange(num_slots)) % num_slots
 
-        def coefficients(record):
-            """f[1 + N, 2]: of (S, T) for this step, then for each slot."""
-            join = lambda now, past: jnp.concatenate([now[None], past])
-            return weights.history(
-                join(record.anchor, state.anchors),
-                join(record.mean, state.means),
-                join(record.count, state.counts),
-                leave_one_out=leave_one_out,
+        def store(slots, new):
+            return jax.lax.dynamic_update_index_in_dim(slots, new, slot, 0)
+
+        def with_step(values):
+            """The step's record, the scalars kept, and f[N + 1, 2]: of each (S, T)."""
+            record = weights.record(values, jnp.asarray(signs, values.dtype), mu)
+            kept = (
+                store(state.anchors, record.anchor),
+                store(state.means, record.mean),
+                store(state.counts, record.count),
             )
+            ordered = weights.history(
+                *(x[by_age] for x in kept), leave_one_out=leave_one_out
+            )
+            return record, kept, ordered
 
         def weigh(values):
-            record = record_of(values)
+            record, _, coefficients = with_step(values)
             # Stored sums need S and T apart; otherwise one vector suffices.
             if keeps_sums:
                 return record.rows
-            return jnp.sum(coefficients(record)[0][:, None] * record.rows, axis=0)
+            return jnp.sum(coefficients[0][:, None] * record.rows, axis=0)
 
         result = queries.estimate(
             objective,
@@ -179,49 +192,48 @@ def zoar(
             axis_name=axis_name,
             has_aux=has_aux,
         )
-        record = record_of(result.values)
-        now, past = coefficients(record)[0], coefficients(record)[1:]
+        record, (anchors, means, counts), coefficients = with_step(result.values)
         estimate, sums, rows = result.sums, state.sums, state.rows
-        slot = state.count % max(history_size, 1)
-
-        def store(slots, new):
-            return slots.at[slot].set(new) if history_size else slots
 
         if keeps_sums:
+            # An empty record weighs nothing. Written under a condition, since XLA would
+            # copy the whole history to write a slot that is read right after.
+            sums = jax.lax.cond(
+                record.count > 0,
+                lambda slots, new: jax.tree.map(store, slots, new),
+                lambda slots, new: slots,
+                state.sums,
+                result.sums,
+            )
 
-            def weighted(coefficient, leaf):
-                wide = coefficient.astype(leaf.dtype)
+            def weighted(leaf):
+                wide = coefficients[by_age].astype(leaf.dtype)
                 highest = jax.lax.Precision.HIGHEST
                 return jnp.tensordot(wide, leaf, wide.ndim, precision=highest)
 
-            estimate = jax.tree.map(
-                lambda new, old: weighted(now, new) + weighted(past, old),
-                result.sums,
-                state.sums,
-            )
-            sums = jax.tree.map(store, state.sums, result.sums)
+            estimate = jax.tree.map(weighted, sums)
         if keeps_rows:
-            age = (slot - 1 - jnp.arange(history_size)) % history_size + 1
+            rows = store(state.rows, record.rows)
+            past, ages = by_age[1:], jnp.arange(1, num_slots)
             replayed = queries.combine_steps(
-                jnp.sum(past[:, :, None] * state.rows, axis=1),
+                jnp.sum(coefficients[1:, :, None] * rows[past], axis=1),
                 params,
                 sampler,
                 state.key,
-                jnp.maximum(state.count - age, 0),
+                jnp.maximum(state.count - ages, 0),
                 num_directions,
                 chunk_size=chunk_size,
                 axis_name=axis_name,
             )
             estimate = jax.tree.map(jnp.add, result.sums, replayed)
-            rows = store(state.rows, record.rows)
 
         return queries.as_gradient(estimate, params), ZoarState(
             key=state.key,
             count=optax.safe_increment(state.count),
             log=_base.update_log(state.log, result.values, None, result.aux),
-            anchors=store(state.anchors, record.anchor),
-            means=store(state.means, record.mean),
-            counts=store(state.counts, record.count),
+            anchors=anchors,
+            means=means,
+            counts=counts,
             sums=sums,
             rows=rows,
         )
