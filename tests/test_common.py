@@ -16,6 +16,8 @@ import zojax
 from zojax.perturbations import restrict
 
 NAMES = list(ESTIMATORS)
+# One of each way through the library: eager runs compile each operation by itself.
+EAGER = ["mezo", "zoar", "dap"]
 
 # Most of the time here goes into compiling small programs.
 quick_jit = functools.partial(
@@ -111,19 +113,21 @@ def test_every_public_name_is_documented():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_structure_shapes_dtypes_and_jit(name):
-    """Eager and jit agree; updates look like params; the state's shapes are fixed."""
+    """Updates look like params; the state's shapes are fixed; eager and jit agree."""
     params, opt = tree(), build(name)
     state = opt.init(params)
     update = lambda s: opt.update(incoming(name, params), s, params, value_fn=loss)
-    eager, eager_state = update(state)
     jitted, jitted_state = quick_jit(update)(state)
-    chex.assert_trees_all_equal_shapes_and_dtypes(eager, params)
-    chex.assert_trees_all_equal_shapes_and_dtypes(eager_state, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(jitted, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(jitted_state, state)
-    chex.assert_trees_all_close(eager, jitted, rtol=2e-3, atol=2e-3)
-    assert float(optax.tree.norm(eager)) > 0
+    assert float(optax.tree.norm(jitted)) > 0
     abstract = jax.eval_shape(opt.init, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract, state)
+    if name in EAGER:
+        eager, eager_state = update(state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(eager, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(eager_state, state)
+        chex.assert_trees_all_close(eager, jitted, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64", "mixed"])
@@ -201,46 +205,48 @@ def test_vmap_over_params(name):
     assert not np.allclose(together[0] - starts[0], together[1] - starts[1])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", NAMES)
-def test_non_finite_objective(name, bad):
+def test_non_finite_objective(name):
     """Neither some nor all bad values put a NaN anywhere; the state counts them."""
     params, opt = jnp.arange(8.0), build(name)
 
-    def sometimes(x, switch):
+    def sometimes(x, switch, bad):
         # switch 0: fine; 1: about half of the perturbed points; 2: everywhere
         wrong = (switch == 2) | ((switch == 1) & (jnp.sum(x * jnp.arange(8)) > 140))
         return jnp.where(wrong, bad, loss(x))
 
     @quick_jit
-    def step(x, state, switch):
+    def step(x, state, switch, bad):
         updates, state = opt.update(
-            incoming(name, x), state, x, value_fn=sometimes, switch=switch
+            incoming(name, x), state, x, value_fn=sometimes, switch=switch, bad=bad
         )
         return optax.apply_updates(x, jax.tree.map(lambda u: -1e-3 * u, updates)), state
 
-    carry = params, opt.init(params)
-    for switch in (0, 1, 2, 2, 1, 0):
-        carry = step(*carry, switch)
-        assert all_finite(carry)
-    counted = int(optax.tree.get(carry[1], "num_nonfinite"))
-    assert counted >= 2 * ESTIMATORS[name].num_queries
+    start = opt.init(params)
+    for bad in (np.nan, np.inf, -np.inf):
+        carry = params, start
+        for switch in (0, 1, 2, 2, 1, 0):
+            carry = step(*carry, switch, bad)
+            assert all_finite(carry)
+        counted = int(optax.tree.get(carry[1], "num_nonfinite"))
+        assert counted >= 2 * ESTIMATORS[name].num_queries
 
-    stuck = step(params, opt.init(params), 2)[0]
-    if not name.startswith("scale_by"):
-        chex.assert_trees_all_equal(stuck, params)
+        stuck = step(params, start, 2, bad)[0]
+        if not name.startswith("scale_by"):
+            chex.assert_trees_all_equal(stuck, params)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_constant_objective(name):
     """A constant loss, however large, gives exactly zero."""
     params, opt = tree(), build(name)
+    update = quick_jit(
+        lambda s, constant: opt.update(
+            incoming(name, params), s, params, value_fn=lambda p: constant
+        )
+    )
     for constant in (0.0, 1e6):
-        updates, _ = quick_jit(
-            lambda s, c=constant: opt.update(
-                incoming(name, params), s, params, value_fn=lambda p: c
-            )
-        )(opt.init(params))
+        updates, _ = update(opt.init(params), constant)
         chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
 
 
