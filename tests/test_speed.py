@@ -16,7 +16,15 @@ import zojax
 from benchmarks.__main__ import main
 from benchmarks.functions import quadratic, rosenbrock
 from benchmarks.rivals import mezo_by_hand
-from benchmarks.speed import STUDIES, devices, median_ratio, noise, rivals, scaling
+from benchmarks.speed import (
+    STUDIES,
+    devices,
+    low_rank,
+    median_ratio,
+    noise,
+    rivals,
+    scaling,
+)
 from benchmarks.speed.timing import exponent, take_turns
 
 WHERE = {"device": "cpu", "jax": "0"}
@@ -182,6 +190,45 @@ def test_noise_is_compared_with_packed_signs():
     assert "13 (jax.random.bernoulli)" in said
 
 
+def made_up_low_rank():
+    """The n-th program takes n ms and n copies."""
+    names = [low_rank.FLOOR, *low_rank.STEPS]
+    rows = [
+        {"cell": "model", "program": name, "milliseconds": n, "over_floor": n}
+        | {"over_copies": n / 2, "copies": n}
+        | WHERE
+        for n, name in enumerate(names, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_low_rank_is_compared_with_copies():
+    (said,) = low_rank.findings(made_up_low_rank())
+    assert "takes 2 times that with 8 copies of full rank, 4 times 8 bare" in said
+    assert "4 copies of params for 2" in said
+
+
+def test_low_rank_programs_compute_what_they_say():
+    """Evaluations by hand; steps that go down along what their directions see."""
+    weights = jax.random.normal(jax.random.key(0), (2, 8, 8)) / 8**0.5
+    inputs = jnp.linspace(-1, 1, 24).reshape(3, 8)
+
+    def by_hand(scale):
+        x = scale * np.asarray(inputs, np.float64)
+        for w in np.asarray(weights, np.float64):
+            x = np.tanh(x @ w)
+        return np.mean(x**2)
+
+    expected = sum(map(by_hand, np.linspace(0.9, 1.1, 8)))
+    np.testing.assert_allclose(
+        low_rank.evaluations(weights, inputs), expected, rtol=1e-5
+    )
+    slope = jax.grad(low_rank.model)(weights, inputs)
+    for name, of in low_rank.STEPS.items():
+        moved = jax.jit(low_rank.step(*of, 0))(weights, inputs) - weights
+        assert jnp.vdot(moved, slope) < 0, name
+
+
 def made_up_devices(counts):
     return pd.DataFrame(
         {
@@ -213,9 +260,10 @@ def test_devices_are_counted_in_words():
         (rivals, made_up_rivals()),
         (scaling, made_up_scaling()),
         (noise, made_up_noise()),
+        (low_rank, made_up_low_rank()),
         (devices, made_up_devices([1, 2])),
     ],
-    ids=["rivals", "scaling", "noise", "devices"],
+    ids=["rivals", "scaling", "noise", "low-rank", "devices"],
 )
 def test_tables_and_figure(module, frame):
     assert all(table.row_count for table in module.tables(frame))
@@ -240,9 +288,10 @@ def small(monkeypatch):
     monkeypatch.setattr(scaling, "ENTRIES", 100)
     monkeypatch.setattr(noise, "QUICK", (100,))
     monkeypatch.setattr(noise, "ENTRIES", 200)
+    monkeypatch.setattr(low_rank, "QUICK", ((2, 8, 2),))
     monkeypatch.setattr(devices, "QUICK", 64)
     monkeypatch.setattr(devices, "COUNTS", (1, 2))
-    for module in (rivals, scaling, noise, devices):
+    for module in (rivals, scaling, noise, low_rank, devices):
         monkeypatch.setattr(module, "REPEATS", 1)
 
 

@@ -1,4 +1,5 @@
-"""Time of an estimator's step: beside others', with d and K, by sampler, by devices.
+"""Time of an estimator's step: beside others', with d and K, by sampler, at
+low rank, by devices.
 
 Each study is a module with a :class:`benchmarks.study.Study`. Programs that are
 compared take turns, so that a change of the machine's speed falls on all of them.
@@ -17,6 +18,7 @@ STUDIES = {
     "rivals": "benchmarks.speed.rivals",
     "scaling": "benchmarks.speed.scaling",
     "noise": "benchmarks.speed.noise",
+    "low-rank": "benchmarks.speed.low_rank",
     "devices": "benchmarks.speed.devices",
 }
 
