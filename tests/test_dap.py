@@ -141,6 +141,130 @@ def test_two_stages_equal_algorithm_2(kwargs):
         assert state.guide is None
 
 
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"combine": "average", "chunk_size": 1},
+        {"difference": "central", "fixed_length": True, "chunk_size": 2},
+    ],
+    ids=str,
+)
+def test_a_replayed_guide_equals_algorithm_2(kwargs):
+    """Nothing of the guide is held; slices draw noise of their own; b is frozen."""
+    stacked, mask = {"a": True, "b": False}, {"a": True, "b": False}
+    lazily = lambda base: perturbations.restrict(
+        perturbations.lazy(base, stacked), mask
+    )
+    sampler, base = lazily(RADEMACHER), lazily(GAUSSIAN)
+    on_slice = lambda x: np.concatenate([x, np.ones(3)])
+    lazy_fn = lambda p: value_fn(zojax.materialize(p))
+    central = kwargs.get("difference") == "central"
+    with jax.enable_x64(True):
+        opt = zojax.dap(
+            0.2,
+            6,
+            key=KEY,
+            split=1 / 3,
+            sampler=sampler,
+            base=base,
+            storage="replay",
+            **kwargs,
+        )
+        p = start()
+        state = opt.init(p)
+        update = jit(lambda s, p: opt.update(None, s, p, value_fn=lazy_fn))
+        for count in range(2):
+            f, x = lambda x: quadratic(on_slice(x)), flat(p["a"])
+            v = rows(sampler, count, 0, 2, p)
+            rough, _ = differences(f, x, 0.2, v, central)
+            drawn, xi = rows(base, count, 1, 4, p), xis(count, 4, p["a"])
+            v = aligned_rows(drawn, xi, rough, kwargs.get("fixed_length", False))
+            expected, _ = differences(f, x, 0.2, v, central)
+            if kwargs.get("combine") == "average":
+                expected = (2 * rough + 4 * expected) / 6
+            g, state = update(state, p)
+            np.testing.assert_allclose(flat(g["a"]), expected, rtol=1e-6, atol=1e-6)
+            assert not g["b"].any()
+            p = {"a": p["a"] - 0.02 * g["a"], "b": p["b"]}
+
+
+def test_a_replayed_guide_that_is_not_usable_leaves_base_directions():
+    """No finite rough value: isotropic directions, as with a guide that is held."""
+    sampler = perturbations.lazy(GAUSSIAN)
+    f = lambda z: jnp.where(jnp.sum(z) > 1.0, jnp.nan, jnp.sum(z))
+    x = jnp.ones(4) * 0.249
+    found = {}
+    for storage in ("sums", "replay"):
+        opt = zojax.dap(
+            0.05, 4, key=1, sampler=sampler, base=sampler, storage=storage, split=0.25
+        )
+        update = jit(
+            lambda s, o=opt: o.update(
+                None, s, x, value_fn=lambda z: f(zojax.materialize(z))
+            )
+        )
+        state, found[storage] = opt.init(x), []
+        for _ in range(8):
+            g, state = update(state)
+            found[storage].append(np.asarray(g))
+    assert int(state.log.num_nonfinite) > 4
+    np.testing.assert_allclose(found["replay"], found["sums"], rtol=1e-4, atol=1e-5)
+
+
+def test_replayed_directions_can_be_held():
+    """Each is aligned with the guide and is what the estimator asks along."""
+    from zojax.perturbations._replayed import replay_aligned, replayed_sampler
+
+    params = {"a": jnp.zeros((5, 3), jnp.bfloat16), "b": jnp.zeros(4)}
+    sampler = perturbations.lazy(GAUSSIAN, {"a": True, "b": False})
+    rough_key, key = jax.random.split(jax.random.key(3))
+    w = jnp.array([3e20, -1e20, 2e20])  # squares overflow float32
+    directions = replay_aligned(w, sampler, rough_key, sampler, key, 2, params)
+    a = flat(zojax.combine(w / 1e20, params, sampler, rough_key, 3))
+    for k in range(2):
+        v = replayed_sampler(directions)(key, k, 2, params)
+        assert jax.tree.map(lambda x: x.dtype, v) == jax.tree.map(
+            lambda x: x.dtype, params
+        )
+        along = flat(v) @ a / np.linalg.norm(a)
+        np.testing.assert_allclose(abs(along), 1, atol=0.03)  # v is rounded: bfloat16
+
+
+def test_a_replayed_guide_costs_no_vector():
+    """Compiled temporary bytes: those of one slice or so, beside the update."""
+    params = jax.ShapeDtypeStruct((16, 128, 128), jnp.float32)
+    x = jnp.ones((4, 128))
+
+    def f(layers):
+        body = lambda x, layer: (jnp.tanh(x @ zojax.materialize(layer)), None)
+        return jnp.mean(jax.lax.scan(body, x, layers)[0] ** 2)
+
+    lazily = perturbations.lazy(RADEMACHER, True)
+    copies = {}
+    for storage in ("sums", "replay"):
+        opt = zojax.dap(
+            1e-3,
+            8,
+            key=0,
+            sampler=lazily,
+            base=lazily,
+            storage=storage,
+            chunk_size=1,
+        )
+
+        def step(params, state, opt=opt):
+            g, state = opt.update(None, state, params, value_fn=f)
+            return jax.tree.map(lambda p, g: p - 1e-3 * g, params, g), state
+
+        state = jax.eval_shape(opt.init, params)
+        compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state).compile()
+        found = compiled.memory_analysis().temp_size_in_bytes
+        copies[storage] = found / (4 * params.size)
+    assert copies["replay"] < 1.3
+    assert copies["sums"] > 2.5
+
+
 def recorder():
     """An objective of R^D that records its points, with a float64 callback."""
     points = []
@@ -540,6 +664,18 @@ def test_sampler_and_base_must_freeze_the_same_leaves():
         ),
         ({"sampler": 3}, r"sampler must be a callable.*got 3$"),
         ({"base": 3}, r"sampler must be a callable.*got 3$"),
+        (
+            {"storage": "replay"},
+            r"sampler must be zojax.perturbations.lazy.*storage=.replay., got",
+        ),
+        (
+            {"storage": "replay", "sampler": perturbations.lazy(GAUSSIAN)},
+            r"base must be zojax.perturbations.lazy.*storage=.replay., got",
+        ),
+        (
+            {"storage": "replay", "guide": "average"},
+            r"storage must be \"sums\" with guide='average', got",
+        ),
         ({"chunk_size": 0}, r"chunk_size must be an int >= 1 or None, got 0$"),
         (
             {"sampler": perturbations.simplex(), "num_directions": 6},

@@ -65,10 +65,12 @@ def test_imports_follow_the_layers(file):
     assert not [name for name in dotted if "._src" in name]
 
 
-# _spread is its part for devices; _noise maps over leaf keys; low_rank over the factors
-# of rows that are never held; _factored runs the loops of other people's programs.
+# _spread is its part for devices; _noise maps over leaf keys; low_rank, lazy and
+# _replayed over parts of rows that are never held; _factored runs the loops of other
+# people's programs.
 MAPPING = {"queries", "_spread"}
-MAPPING |= {f"perturbations/{name}" for name in ("_noise", "_factored", "low_rank")}
+PARTS = ("_noise", "_factored", "_replayed", "lazy", "low_rank")
+MAPPING |= {f"perturbations/{name}" for name in PARTS}
 
 
 @pytest.mark.parametrize("file", sorted(set(FILES) - MAPPING))

@@ -11,12 +11,18 @@ import optax
 from zojax import _base, queries, weights
 from zojax._base import Number, PyTree, QueryLog, Sampler
 from zojax.perturbations import aligned, gaussian, sphere
+from zojax.perturbations._replayed import (
+    combine_replayed,
+    replay_aligned,
+    replayed_sampler,
+)
 
 __all__ = ["DapState", "dap"]
 
 GUIDES = ("rough", "updates", "average")
 COMBINATIONS = ("refined", "average")
 DIFFERENCES = ("forward", "central")
+STORAGES = ("sums", "replay")
 
 
 class DapState(NamedTuple):
@@ -40,6 +46,7 @@ def dap(
     sampler: Sampler | None = None,
     base: Sampler | None = None,
     fixed_length: bool = False,
+    storage: str = "sums",
     difference: str = "forward",
     chunk_size: int | None = None,
     axis_name: str | None = None,
@@ -81,6 +88,10 @@ def dap(
       sampler: of the rough stage; sphere() by default.
       base: sampler that is projected; gaussian() by default.
       fixed_length: aligned directions of length sqrt(d).
+      storage: "sums" holds the guide; "replay", with guide="rough" and lazy(...) as
+        sampler and base, keeps the rough stage's weights and draws its directions again
+        wherever an aligned one is used: the same estimate to rounding, at the memory of
+        two_point with lazy(...), for J + 1 draws a query after J in the rough stage.
       difference: "forward" or "central".
       chunk_size: how many directions live at once; None for all.
       axis_name: mesh axis that the directions are spread over, see
@@ -111,6 +122,7 @@ def dap(
     _base.check_number("smoothing", smoothing, 0.0)
     _base.check_option("guide", guide, GUIDES)
     _base.check_option("combine", combine, COMBINATIONS)
+    _base.check_option("storage", storage, STORAGES)
     _base.check_option("difference", difference, DIFFERENCES)
     _base.check_number("decay", decay, 0.0, 1.0, low_ok=True)
     _base.check_number("split", split, 0.0, 1.0, schedule=False)
@@ -123,6 +135,8 @@ def dap(
             f" split={split!r} with num_directions={num_directions}: {num_rough} rough"
             f" and {num_aligned} aligned"
         )
+    if storage == "replay":
+        _check_replay(guide, sampler=sampler, base=base)
     _base.check_queries(base, num_aligned, chunk_size, axis_name)
     if guide == "rough":
         _base.check_queries(sampler, num_rough, chunk_size, axis_name)
@@ -164,33 +178,59 @@ def dap(
                 return weights.forward(values[:, 0], f_base, mu)
             return weights.central(values[:, 0], values[:, 1], mu)
 
-        def stage(index, stage_sampler, count):
-            return queries.estimate(
-                objective,
+        asking = {
+            "signs": signs,
+            "chunk_size": chunk_size,
+            "axis_name": axis_name,
+            "has_aux": has_aux,
+        }
+        rough_key, aligned_key = (jax.random.fold_in(step_key, i) for i in range(2))
+
+        def stage(stage_sampler, stage_key, count):
+            asked = params, stage_sampler, stage_key, count
+            return queries.estimate(objective, *asked, mu, weigh, **asking)
+
+        def replayed_stages():
+            asked = params, sampler, rough_key, num_rough
+            values, aux = queries.evaluate(objective, *asked, mu, **asking)
+            rough_weights = weigh(values)
+            directions = replay_aligned(
+                rough_weights,
+                *asked[1:3],
+                base,
+                aligned_key,
+                num_aligned,
                 params,
-                stage_sampler,
-                jax.random.fold_in(step_key, index),
-                count,
-                mu,
-                weigh,
-                signs=signs,
-                chunk_size=chunk_size,
-                axis_name=axis_name,
-                has_aux=has_aux,
+                fixed_length=fixed_length,
             )
+            asked = params, replayed_sampler(directions), aligned_key, num_aligned
+            refined, _ = queries.evaluate(objective, *asked, mu, **asking)
+            share = _rough_share(values, refined) if combine == "average" else 0.0
+            estimate = combine_replayed(
+                (1 - share) * weigh(refined), share, directions, params
+            )
+            return estimate, jnp.concatenate([values, refined]), aux
 
-        if guide == "rough":
-            rough = stage(0, sampler, num_rough)
-            a = rough.sums
+        if storage == "replay":
+            estimate, values, aux = replayed_stages()
         else:
-            a = updates if guide == "updates" else state.guide
-        result = stage(1, aligned(a, base, fixed_length=fixed_length), num_aligned)
-
-        estimate, values, aux = result.sums, result.values, result.aux
-        if guide == "rough":
-            values, aux = jnp.concatenate([rough.values, values]), rough.aux
-            if combine == "average":
-                estimate = _pool(rough, result)
+            if guide == "rough":
+                rough = stage(sampler, rough_key, num_rough)
+                a = rough.sums
+            else:
+                a = updates if guide == "updates" else state.guide
+            along_guide = aligned(a, base, fixed_length=fixed_length)
+            result = stage(along_guide, aligned_key, num_aligned)
+            estimate, values, aux = result
+            if guide == "rough":
+                values, aux = jnp.concatenate([rough.values, values]), rough.aux
+                if combine == "average":
+                    share = _rough_share(rough.values, result.values)
+                    estimate = jax.tree.map(
+                        lambda a, b: (share * a + (1 - share) * b).astype(a.dtype),
+                        rough.sums,
+                        result.sums,
+                    )
         new_guide = state.guide
         if guide == "average":
             new_guide = _base.decayed(
@@ -208,13 +248,22 @@ def dap(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _pool(rough: queries.Estimate, refined: queries.Estimate) -> PyTree:
-    """Mean over the directions of both stages that gave a finite difference."""
-    number = lambda e: jnp.isfinite(e.values).all(axis=1).sum()
+def _rough_share(rough: jax.Array, refined: jax.Array) -> jax.Array:
+    """The rough stage's share of the directions that gave a finite difference."""
+    number = lambda values: jnp.isfinite(values).all(axis=1).sum()
     n_rough, n_refined = number(rough), number(refined)
-    share = n_rough / jnp.maximum(n_rough + n_refined, 1)
-    return jax.tree.map(
-        lambda a, b: (share * a + (1 - share) * b).astype(a.dtype),
-        rough.sums,
-        refined.sums,
-    )
+    return n_rough / jnp.maximum(n_rough + n_refined, 1)
+
+
+def _check_replay(guide: str, **samplers: Sampler) -> None:
+    if guide != "rough":
+        raise ValueError(
+            f'storage must be "sums" with guide={guide!r}, got "replay": only a rough'
+            " stage has directions to draw again"
+        )
+    for name, sampler in samplers.items():
+        if not hasattr(sampler, "terms"):
+            raise ValueError(
+                f'{name} must be zojax.perturbations.lazy(...) with storage="replay",'
+                f" got {sampler!r}"
+            )

@@ -159,6 +159,9 @@ def restrict(sampler: Sampler, mask: PyTree | Callable[[PyTree], PyTree]) -> Sam
             lambda keep, leaf, new: new if keep else leaf, flags, params, moved
         )
 
+    def terms(key, k, num_directions, params):
+        return sampler.terms(key, k, num_directions, trainable(params))
+
     def weighted_sum(weights, key, rows, num_directions, params):
         return sampler.weighted_sum(
             weights, key, rows, num_directions, trainable(params)
@@ -166,6 +169,8 @@ def restrict(sampler: Sampler, mask: PyTree | Callable[[PyTree], PyTree]) -> Sam
 
     if hasattr(sampler, "view"):
         draw.view = view
+    if hasattr(sampler, "terms"):
+        draw.terms = terms
     if hasattr(sampler, "weighted_sum"):
         draw.weighted_sum = weighted_sum
     if hasattr(sampler, "transform"):

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from zojax._base import PyTree, Sampler, wide_dtype
 from zojax.perturbations._noise import (
-    cast_like,
     draw_slices,
     leaf_keys,
     slice_keys,
@@ -25,8 +24,56 @@ __all__ = ["PerturbedArray", "lazy", "materialize"]
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["value", "key", "scale"],
+    data_fields=["key", "scale"],
     meta_fields=["entries"],
+)
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """sum_t scale_t u_t, T directions at one leaf, named by their keys.
+
+    Attributes:
+      key: uint32[slices..., T, 2], raw key words.
+      scale: f[slices..., T].
+      entries: (key, shape) -> noise of independent entries.
+    """
+
+    key: jax.Array
+    scale: jax.Array
+    entries: Callable[[jax.Array, tuple[int, ...]], jax.Array]
+
+    @property
+    def num_axes(self) -> int:
+        """How many axes are of slices."""
+        return self.scale.ndim - 1
+
+    def draw(self, t: int, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        """u_t at a leaf of this shape, rounded to its dtype as samplers do."""
+        noise = draw_slices(self.entries, self.key[..., t, :], shape[self.num_axes :])
+        return noise.astype(dtype)
+
+    def times(self, factor: jax.Array) -> Term:
+        return dataclasses.replace(self, scale=self.scale * factor)
+
+
+def add_term(total: jax.Array, term: Term, dtype: jnp.dtype) -> jax.Array:
+    """total + sum_t scale_t u_t, for directions of this dtype, one after the other."""
+
+    def add(total, one):
+        scale = jnp.asarray(one.scale, total.dtype)
+        noise = one.draw(0, total.shape, dtype).astype(total.dtype)
+        shape = scale.shape[:-1] + (1,) * (total.ndim - one.num_axes)
+        return total + scale.reshape(shape) * noise, None
+
+    if term.scale.shape[-1] == 1:
+        return add(total, term)[0]
+    # Each of the T in turn, as a term of one direction.
+    keys = jnp.moveaxis(term.key[..., None, :], -3, 0)
+    scales = jnp.moveaxis(term.scale[..., None], -2, 0)
+    return jax.lax.scan(add, total, Term(keys, scales, term.entries))[0]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["value", "terms"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
 class PerturbedArray:
@@ -38,19 +85,15 @@ class PerturbedArray:
 
     Attributes:
       value: f[slices..., ...], the untouched parameter.
-      key: uint32[slices..., 2], raw key words.
-      scale: f[slices...], mu times the sign of the query.
-      entries: (key, shape) -> noise of independent entries.
+      terms: what is to be added: keys of the noise, and mu times the sign of the query.
     """
 
     value: jax.Array
-    key: jax.Array
-    scale: jax.Array
-    entries: Callable[[jax.Array, tuple[int, ...]], jax.Array]
+    terms: tuple[Term, ...]
 
     def __getitem__(self, rows: Any) -> PerturbedArray:
         """Picks along the first axis, which must be one of slices."""
-        if self.key.ndim == 1:
+        if self.terms[0].num_axes == 0:
             raise IndexError(
                 "this PerturbedArray is one slice: index zojax.materialize(x), or name"
                 " its leaf in lazy(..., stacked)"
@@ -60,10 +103,8 @@ class PerturbedArray:
         return jax.tree.map(lambda leaf: leaf[rows], self)
 
 
-def _noise(array: PerturbedArray) -> jax.Array:
-    """The noise of each slice."""
-    shape = jnp.shape(array.value)[array.key.ndim - 1 :]
-    return draw_slices(array.entries, array.key, shape)
+def is_term(x: Any) -> bool:
+    return isinstance(x, Term)
 
 
 def materialize(tree: PyTree) -> PyTree:
@@ -98,12 +139,10 @@ def materialize(tree: PyTree) -> PyTree:
         if not isinstance(x, PerturbedArray):
             return x
         dtype = jnp.result_type(x.value)
-        wide = wide_dtype(dtype)
-        shape = x.scale.shape + (1,) * (jnp.ndim(x.value) - x.scale.ndim)
-        scale = jnp.asarray(x.scale, wide).reshape(shape)
-        # The direction is rounded to the dtype of params, as other samplers' are.
-        noise = _noise(x).astype(dtype).astype(wide)
-        return (jnp.asarray(x.value, wide) + scale * noise).astype(dtype)
+        total = jnp.asarray(x.value, wide_dtype(dtype))
+        for term in x.terms:
+            total = add_term(total, term, dtype)
+        return total.astype(dtype)
 
     return jax.tree.map(leaf, tree, is_leaf=lambda x: isinstance(x, PerturbedArray))
 
@@ -163,37 +202,37 @@ def lazy(
     if not callable(stacked):
         check_mask("stacked", stacked)
 
-    def view(key, k, num_directions, params, scale):
+    def terms(key, k, num_directions, params):
+        """v_k as a Term of one direction at each leaf."""
         del num_directions
         leaves = trainable(params)
         if not leaves:
             return params
         flags = jax.tree.leaves(broadcast_mask("stacked", stacked, params))
         keys = leaf_keys(key, k, [name for name, _ in leaves])
-        arrays = []
+        found = []
         for (name, leaf), row_key, flag in zip(leaves, keys, flags, strict=True):
-            leaf, leaf_scale = jnp.asarray(leaf), jnp.asarray(scale)
+            if flag and jnp.ndim(leaf) == 0:
+                raise ValueError(f"stacked must be False at the scalar params{name}")
             if flag:
-                if jnp.ndim(leaf) == 0:
-                    raise ValueError(
-                        f"stacked must be False at the scalar params{name}"
-                    )
-                number = jnp.shape(leaf)[0]
-                row_key = slice_keys(row_key, number)
-                leaf_scale = jnp.full(number, leaf_scale)
-            arrays.append(
-                PerturbedArray(leaf, jax.random.key_data(row_key), leaf_scale, entries)
-            )
-        return jax.tree.unflatten(jax.tree.structure(params), arrays)
+                row_key = slice_keys(row_key, jnp.shape(leaf)[0])
+            words = jax.random.key_data(row_key)[..., None, :]
+            ones = jnp.ones(words.shape[:-1], wide_dtype(jnp.result_type(leaf)))
+            found.append(Term(words, ones, entries))
+        return jax.tree.unflatten(jax.tree.structure(params), found)
+
+    def view(key, k, num_directions, params, scale):
+        perturbed = lambda term, leaf: PerturbedArray(
+            jnp.asarray(leaf), (term.times(scale),)
+        )
+        found = terms(key, k, num_directions, params)
+        return jax.tree.map(perturbed, found, params, is_leaf=is_term)
 
     def draw(key, k, num_directions, params):
-        arrays = view(key, k, num_directions, params, 0.0)
-        noise = jax.tree.map(
-            lambda x: _noise(x).astype(wide_dtype(jnp.result_type(x.value))),
-            arrays,
-            is_leaf=lambda x: isinstance(x, PerturbedArray),
-        )
-        return cast_like(noise, params)
+        noise = lambda term, leaf: term.draw(0, jnp.shape(leaf), jnp.result_type(leaf))
+        found = terms(key, k, num_directions, params)
+        return jax.tree.map(noise, found, params, is_leaf=is_term)
 
+    draw.terms = terms
     draw.view = view
     return draw

@@ -1,0 +1,199 @@
+"""Directions aligned with a guide that is drawn again from its keys, never held."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from zojax._base import PyTree, Sampler, is_none, reciprocal, wide_dtype
+from zojax.perturbations._noise import fair_signs, purpose_key
+from zojax.perturbations.lazy import (
+    PerturbedArray,
+    Term,
+    add_term,
+    is_term,
+    materialize,
+)
+
+
+class Replayed(NamedTuple):
+    """Aligned directions v_k = x_scale_k x_k + guide_scale_k a, K of one step.
+
+    Attributes:
+      rows: the x_k: at each leaf a Term of K directions, None where frozen.
+      guide: a = sum_j w_j u_j / max|w|, likewise.
+      peak: f[], max|w|; 1 where the guide is zero or not finite.
+      x_scale, guide_scale: f[K].
+    """
+
+    rows: PyTree
+    guide: PyTree
+    peak: jax.Array
+    x_scale: jax.Array
+    guide_scale: jax.Array
+
+
+def _map_terms(function: Callable, *trees: PyTree) -> PyTree:
+    """Maps over leaves, terms and frozen ones (None) among them."""
+    return jax.tree.map(function, *trees, is_leaf=lambda x: is_none(x) or is_term(x))
+
+
+def _terms(
+    sampler: Sampler, key: jax.Array, num_directions: int, params: PyTree
+) -> PyTree:
+    """All directions, at each leaf one Term with scales of 1."""
+    one = lambda k: sampler.terms(key, k, num_directions, params)
+    stacked = jax.vmap(one)(jnp.arange(num_directions))
+
+    def leaf(term):  # [K, slices..., 1] -> [slices..., K]
+        keys = jnp.moveaxis(term.key, 0, -3)[..., 0, :]
+        return Term(keys, jnp.moveaxis(term.scale, 0, -2)[..., 0], term.entries)
+
+    return jax.tree.map(leaf, stacked, is_leaf=is_term)
+
+
+def _leaf_products(
+    guide: Term, rows: Term, shape: tuple[int, ...], dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(a . a, x_k . a f[K], x_k . x_k f[K]) at a leaf, a slice at a time."""
+    axes = guide.num_axes
+    wide = wide_dtype(dtype)
+
+    def in_slice(terms):
+        guide, rows = terms
+        a = add_term(jnp.zeros(shape[axes:], wide), guide, dtype)
+
+        def products(key):
+            x = Term(key[None], jnp.ones(1), rows.entries).draw(0, a.shape, dtype)
+            x = x.astype(wide)
+            return jnp.sum(x * a), jnp.sum(x * x)
+
+        return jnp.sum(a * a), *jax.lax.map(products, rows.key)
+
+    if not axes:
+        return in_slice((guide, rows))
+    number = math.prod(shape[:axes])
+    flat = jax.tree.map(lambda x: x.reshape((number, *x.shape[axes:])), (guide, rows))
+    return jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(in_slice, flat))
+
+
+def replay_aligned(
+    weights: jax.Array,
+    sampler: Sampler,
+    key: jax.Array,
+    base: Sampler,
+    aligned_key: jax.Array,
+    num_directions: int,
+    params: PyTree,
+    *,
+    fixed_length: bool = False,
+) -> Replayed:
+    """Aligns directions with a = sum_j w_j u_j, of which only keys and w are kept.
+
+    The directions are those of ``aligned(a, base)`` to rounding. Each is a combination
+    of x_k and the u_j, whose coefficients need no more than a . a, x_k . a and
+    x_k . x_k: one pass over the noise, which holds two slices.
+
+    Args:
+      weights: f[J], of the guide's directions.
+      sampler: of the guide's directions, lazy(...), restricted or not.
+      key: the key that they were asked with.
+      base: of the x_k, lazy(...), restricted to the same leaves.
+      aligned_key: the key of the aligned directions.
+      num_directions: K.
+      params: pytree.
+      fixed_length: as in :func:`zojax.perturbations.aligned`.
+
+    Returns:
+      The directions, for :func:`replayed_sampler` and :func:`combine_replayed`.
+
+    Source: arXiv 2510.19975, Algorithm 1; seed replay, arXiv 2305.17333.
+    """
+    peak = jnp.max(jnp.abs(weights))
+    usable = jnp.isfinite(peak) & (peak > 0)
+    peak = jnp.where(usable, peak, 1)
+    bounded = jnp.where(usable, weights / peak, 0)
+    scaled = lambda term: None if term is None else term.times(bounded)
+    guide = _map_terms(scaled, _terms(sampler, key, len(weights), params))
+    rows = _terms(base, aligned_key, num_directions, params)
+
+    def products(a, x, p):
+        if a is None:
+            return None
+        return _leaf_products(a, x, jnp.shape(p), jnp.result_type(p))
+
+    by_leaf = jax.tree.leaves(_map_terms(products, guide, rows, params))
+    with_itself, along, squares = (
+        sum(by_leaf[i::3], jnp.zeros((), jnp.float32)) for i in range(3)
+    )
+    length = jnp.sqrt(with_itself)
+    along = along * reciprocal(length)  # x_k . a / |a|
+    sign = lambda k: fair_signs(
+        jax.random.fold_in(purpose_key(aligned_key, "aligned"), k), ()
+    )
+    xi = jax.vmap(sign)(jnp.arange(num_directions)).astype(along.dtype)
+    x_scale = jnp.ones_like(along)
+    if fixed_length:
+        d = sum(
+            p.size
+            for p in jax.tree.leaves(
+                _map_terms(lambda a, p: None if a is None else p, guide, params)
+            )
+        )
+        projected = jnp.sqrt(jnp.maximum(squares - along**2, 0))
+        rest = jnp.sqrt(jnp.where(length > 0, max(d - 1, 0), d).astype(along.dtype))
+        x_scale = xi * rest * reciprocal(projected)
+    guide_scale = (xi - x_scale * along) * reciprocal(length)
+    return Replayed(rows, guide, peak, x_scale, guide_scale)
+
+
+def replayed_sampler(directions: Replayed) -> Sampler:
+    """The aligned directions as a sampler, which needs no key: they have their own."""
+    rows, guide, _, x_scale, guide_scale = directions
+
+    def view(key, k, num_directions, params, scale):
+        del key, num_directions
+
+        def leaf(x, a, p):
+            if x is None:
+                return p
+            row = Term(x.key[..., k, :][..., None, :], x.scale[..., :1], x.entries)
+            terms = row.times(scale * x_scale[k]), a.times(scale * guide_scale[k])
+            return PerturbedArray(jnp.asarray(p), terms)
+
+        return _map_terms(leaf, rows, guide, params)
+
+    def draw(key, k, num_directions, params):
+        zeros = _map_terms(
+            lambda x, p: None if x is None else jnp.zeros_like(p), rows, params
+        )
+        return materialize(view(key, k, num_directions, zeros, 1.0))
+
+    draw.view = view
+    return draw
+
+
+def combine_replayed(
+    weights: jax.Array,
+    guide_weight: jax.Array,
+    directions: Replayed,
+    params: PyTree,
+) -> PyTree:
+    """sum_k weights_k v_k + guide_weight sum_j w_j u_j, in the memory of the result."""
+    of_rows = weights * directions.x_scale
+    of_guide = weights @ directions.guide_scale + guide_weight * directions.peak
+
+    def leaf(x, a, p):
+        if x is None:
+            return None
+        dtype = jnp.result_type(p)
+        zeros = jnp.zeros(jnp.shape(p), wide_dtype(dtype))
+        total = add_term(zeros, x.times(of_rows), dtype)
+        total = add_term(total, a.times(of_guide), dtype)
+        return jnp.where(jnp.isfinite(total), total, 0)
+
+    return _map_terms(leaf, directions.rows, directions.guide, params)
