@@ -135,7 +135,11 @@ def zoar(
             else None
         )
         zeros = lambda: jnp.zeros(num_slots, _base.value_dtype())
-        rows = jnp.zeros((num_slots, 2, num_directions), _base.value_dtype())
+        rows = (
+            jnp.zeros((num_slots, 2, num_directions), _base.value_dtype())
+            if keeps_rows
+            else None
+        )
         return ZoarState(
             key=jnp.array(key),
             count=jnp.zeros((), jnp.int32),
@@ -144,7 +148,7 @@ def zoar(
             means=zeros(),
             counts=jnp.zeros(num_slots, jnp.int32),
             sums=sums,
-            rows=rows if keeps_rows else None,
+            rows=rows,
         )
 
     def update_fn(updates, state, params=None, *, value_fn, **extra_args):
