@@ -135,6 +135,21 @@ ESTIMATORS: dict[str, Case] = {
         ),
         2 * K,
     ),
+    "dap_replay": Case(
+        zojax.dap,
+        lambda wrap: materializing(
+            zojax.dap(
+                MU,
+                K,
+                key=1,
+                sampler=wrap(lazy(rademacher())),
+                base=wrap(lazy(gaussian())),
+                storage="replay",
+                chunk_size=1,
+            )
+        ),
+        K + 1,
+    ),
     "aligned_projection": Case(
         zojax.aligned_projection,
         lambda wrap: zojax.aligned_projection(

@@ -234,9 +234,17 @@ def test_values_are_those_along_the_whole_directions(name):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, None])
-@pytest.mark.parametrize("rank", [1, 9])
-@pytest.mark.parametrize("base", [gaussian, rademacher])
+@pytest.mark.parametrize(
+    ("base", "rank", "chunk_size"),
+    [
+        (gaussian, 1, 1),
+        (gaussian, 1, None),
+        (gaussian, 9, 3),
+        (rademacher, 1, 3),
+        (rademacher, 9, 1),
+        (rademacher, 9, None),
+    ],
+)
 def test_ranks_bases_and_chunks(base, rank, chunk_size):
     """Rank 9 is beyond each matrix here."""
     sampler = low_rank(rank, base())

@@ -73,6 +73,13 @@ def _dap(problem, num_directions, **kwargs):
     return zojax.dap(SMOOTHING, num_directions, base=rademacher(), **kwargs)
 
 
+def _dap_replay(problem, num_directions, **kwargs):
+    kwargs["sampler"] = lazy(rademacher(), problem.stacked)
+    return zojax.dap(
+        SMOOTHING, num_directions, base=kwargs["sampler"], storage="replay", **kwargs
+    )
+
+
 def _lazy(problem, num_directions, **kwargs):
     kwargs["sampler"] = lazy(rademacher(), problem.stacked)
     return zojax.two_point(SMOOTHING, num_directions, difference="central", **kwargs)
@@ -86,6 +93,7 @@ ESTIMATORS = {
     "zoar, sums": functools.partial(_zoar, storage="sums"),
     "zoar, replay": functools.partial(_zoar, storage="replay"),
     "dap": _dap,
+    "dap, replay": _dap_replay,
     LAZY: _lazy,
 }
 

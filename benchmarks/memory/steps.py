@@ -38,7 +38,8 @@ def measure(problem: Problem, estimator: str, tick: Tick) -> list[Row]:
         (k, chunk)
         for k in DIRECTIONS
         for chunk in chunks(k)
-        if estimator != "dap" or k > 1  # each of its two stages needs a direction
+        # Each of the two stages of DAP needs a direction.
+        if k > 1 or not estimator.startswith("dap")
     ]
     rows = []
     for i, (k, chunk_size) in enumerate(cases):

@@ -152,6 +152,8 @@ def in_jax(steps: int) -> dict[str, Callable[[jax.Array], jax.Array]]:
         OURS: zoar(rademacher(), steps),
         GAUSSIAN: zoar(gaussian(), steps),
         "ZoAR, Rademacher, replayed keys": zoar(rademacher(), steps, storage="replay"),
+        "ZoAR, Rademacher, one at a time": zoar(rademacher(), steps, chunk_size=1),
+        "ZoAR, gaussian, one at a time": zoar(gaussian(), steps, chunk_size=1),
         "mean baseline, Rademacher": zoar(rademacher(), steps, 0),
         GRADIENT: first_order(steps),
         BY_HAND: mezo_by_hand.training(rosenbrock, steps, SMOOTHING, 1e-9),
