@@ -65,6 +65,10 @@ def _two_point(problem, num_directions, **kwargs):
     return zojax.two_point(SMOOTHING, num_directions, **kwargs)
 
 
+def _gaussian(problem, num_directions, **kwargs):
+    return zojax.two_point(SMOOTHING, num_directions, **kwargs | {"sampler": None})
+
+
 def _zoar(problem, num_directions, storage, **kwargs):
     return zojax.zoar(SMOOTHING, num_directions, storage=storage, **kwargs)
 
@@ -90,6 +94,7 @@ LAZY = "MeZO, lazy"
 # Name: (problem, num_directions, *, key, sampler, chunk_size) -> estimator.
 ESTIMATORS = {
     "two_point": _two_point,
+    "two_point, gaussian": _gaussian,
     "zoar, sums": functools.partial(_zoar, storage="sums"),
     "zoar, replay": functools.partial(_zoar, storage="replay"),
     "dap": _dap,
