@@ -29,6 +29,11 @@ REPEATS = 7
 BASE = "sphere"
 
 
+def objective(x: zojax.PerturbedArray | jax.Array) -> jax.Array:
+    """The quadratic, also where a direction is drawn inside it."""
+    return quadratic(zojax.materialize(x))
+
+
 def estimators(chunk_size: int | None) -> dict:
     """What is timed; the sphere is what the others are compared with."""
 
@@ -42,12 +47,16 @@ def estimators(chunk_size: int | None) -> dict:
             SMOOTHING, NUM_DIRECTIONS, key=0, chunk_size=chunk_size, **kwargs
         )
 
+    lazy_signs = perturbations.lazy(perturbations.rademacher())
     return {
         BASE: two_point(perturbations.sphere()),
         "Rademacher": two_point(perturbations.rademacher()),
         "two-stage DAP": dap(),
         "two-stage DAP, Rademacher": dap(
             sampler=perturbations.rademacher(), base=perturbations.rademacher()
+        ),
+        "..., its guide replayed": dap(
+            sampler=lazy_signs, base=lazy_signs, storage="replay"
         ),
         "DAP, average guide": dap(guide="average"),
     }
@@ -59,7 +68,7 @@ def temporary_vectors(
     """Bytes that XLA plans for one update, in float32 vectors of size d."""
     like = jax.ShapeDtypeStruct((dimension,), jnp.float32)
     state = jax.eval_shape(opt.init, like)
-    update = lambda state, x: opt.update(None, state, x, value_fn=quadratic)
+    update = lambda state, x: opt.update(None, state, x, value_fn=objective)
     compiled = jax.jit(update).lower(state, like).compile()
     return compiled.memory_analysis().temp_size_in_bytes / (4 * dimension)
 
@@ -74,7 +83,7 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
             opts = estimators(chunk_size)
             programs = {}
             for name, opt in opts.items():
-                train = training(optax.chain(opt, optax.sgd(1e-4)), quadratic, steps)
+                train = training(optax.chain(opt, optax.sgd(1e-4)), objective, steps)
                 programs[name] = functools.partial(jax.jit(train), x)
             seconds = take_turns(programs, REPEATS)
             tick(0.8)
