@@ -55,7 +55,7 @@ def estimators(chunk_size: int | None) -> dict:
         "two-stage DAP, Rademacher": dap(
             sampler=perturbations.rademacher(), base=perturbations.rademacher()
         ),
-        "..., its guide replayed": dap(
+        "DAP, Rademacher, guide replayed": dap(
             sampler=lazy_signs, base=lazy_signs, storage="replay"
         ),
         "DAP, average guide": dap(guide="average"),
