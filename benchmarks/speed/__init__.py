@@ -1,5 +1,4 @@
-"""Time of an estimator's step: beside others', with d and K, by sampler, at
-low rank, by devices.
+"""Time of an estimator's step: beside others', by d, K, sampler, rank and devices.
 
 Each study is a module with a :class:`benchmarks.study.Study`. Programs that are
 compared take turns, so that a change of the machine's speed falls on all of them.
