@@ -227,7 +227,7 @@ def values_of(name, sampler, number=4, **options):
 @pytest.mark.parametrize("name", MODELS)
 def test_values_are_those_along_the_whole_directions(name):
     """f at params + mu v_k from the factors and from the rows: 1e-5 in float32."""
-    sampler = low_rank(2)
+    sampler = low_rank(2, rademacher())
     found = values_of(name, sampler)
     expected = values_of(name, explicit(sampler))
     assert np.ptp(expected) > 1e-4  # so that the test can fail
@@ -238,10 +238,10 @@ def test_values_are_those_along_the_whole_directions(name):
     ("base", "rank", "chunk_size"),
     [
         (gaussian, 1, 1),
-        (gaussian, 1, None),
-        (gaussian, 9, 3),
-        (rademacher, 1, 3),
+        (gaussian, 1, 3),
+        (rademacher, 1, None),
         (rademacher, 9, 1),
+        (rademacher, 9, 3),
         (rademacher, 9, None),
     ],
 )
@@ -289,12 +289,13 @@ def test_weighted_sums_are_those_of_the_rows(number, leading):
 @pytest.mark.parametrize("chunk_size", [None, 1, 3])
 def test_a_step_is_that_of_the_whole_directions(chunk_size):
     steps = []
-    for sampler in (low_rank(2), explicit(low_rank(2))):
+    low = low_rank(2, rademacher())
+    for sampler in (low, explicit(low)):
         opt = zojax.two_point(
             1e-1, 4, key=0, sampler=sampler, difference="central", chunk_size=chunk_size
         )
-        updates, _ = opt.update(None, opt.init(MLP), MLP, value_fn=mlp)
-        steps.append(updates)
+        update = jax.jit(lambda s, o=opt: o.update(None, s, MLP, value_fn=mlp)[0])
+        steps.append(update(opt.init(MLP)))
     # Values of 1e-7 relative, divided by 2 mu.
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, *steps)
@@ -481,7 +482,7 @@ def test_directions_spread_over_devices():
         lambda params: zojax.estimate(
             value_fn,
             params,
-            low_rank(2),
+            low_rank(2, rademacher()),
             KEY,
             8,
             1e-1,
