@@ -662,6 +662,20 @@ def forms():
     }
 
 
+@pytest.mark.parametrize("factory", [gaussian, sphere])
+def test_large_draws_take_turns(factory):
+    """Bit for bit those made alone, and beside them the words of one at a time."""
+    number, like = 8, jax.ShapeDtypeStruct((2**9, 2**9), jnp.float32)
+    sampler, key = factory(), jax.random.key(2)
+    row = lambda k: sampler(key, k, number, like)
+    together = jax.jit(jax.vmap(row)).lower(jnp.arange(number)).compile()
+    temporary = together.memory_analysis().temp_size_in_bytes
+    assert temporary < 2 * number * 4 * like.size
+    v, alone = together(jnp.arange(number)), jax.jit(row)
+    for k in (0, number - 1):
+        np.testing.assert_allclose(v[k], alone(k), rtol=3e-7 * (factory is sphere))
+
+
 @ALL_SAMPLERS
 def test_eager_jit_and_vmap_draw_the_same(name, forms):
     """Bit for bit, but where a norm or an inner product over the tree is taken.

@@ -98,8 +98,17 @@ def draw_leaves(
     return jax.tree.unflatten(jax.tree.structure(params), noise)
 
 
+# JAX holds the random words of a whole batch of draws, which costs memory and, beyond
+# the cache, time: from this many entries on the draws of a batch take turns.
+LARGE_DRAW = 2**18
+
+
 def standard_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jax.random.normal(key, shape, jnp.float32)
+    """Draws N(0, 1) in float32; under vmap large draws are made one after the other."""
+    draw = lambda key: jax.random.normal(key, shape, jnp.float32)
+    if math.prod(shape) >= LARGE_DRAW:
+        draw = jax.custom_batching.sequential_vmap(draw)
+    return draw(key)
 
 
 def fair_signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
