@@ -122,6 +122,7 @@ def made_up_rivals(without=()):
     for d in (10_000, 100_000):
         times = {n: (i + 1) * d / 1e4 for i, n in enumerate(names)}
         times[rivals.FLOOR], times[rivals.OURS] = 2.0, 2.0 if d == 10_000 else 4.0
+        times[rivals.BY_HAND], times[rivals.MEZO] = 9.0, 10.0
         if rivals.LOOP in times:
             times[rivals.LOOP] = 11.0
         rows += [
