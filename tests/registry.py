@@ -103,7 +103,7 @@ ESTIMATORS: dict[str, Case] = {
     "low_rank": Case(
         zojax.two_point,
         lambda wrap: zojax.two_point(
-            MU, K, key=1, sampler=wrap(low_rank(1, rademacher())), difference="central"
+            MU, K, key=1, sampler=wrap(low_rank(1)), difference="central"
         ),
         2 * K,
     ),

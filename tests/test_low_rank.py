@@ -239,6 +239,7 @@ def test_values_are_those_along_the_whole_directions(name):
     [
         (gaussian, 1, 1),
         (gaussian, 1, 3),
+        (gaussian, 9, None),
         (rademacher, 1, None),
         (rademacher, 9, 1),
         (rademacher, 9, 3),
