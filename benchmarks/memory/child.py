@@ -83,9 +83,11 @@ def measure(
     init, compiled = compile_step(chosen, estimator, num_directions, chunk_size)
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), chosen.like)
     params, state = jax.block_until_ready((params, init(params)))
-    # On the first touch: pages that are only reserved would count for the step.
-    state = jax.block_until_ready(jax.tree.map(lambda x: x + jnp.zeros_like(x), state))
     device = jax.devices()[0]
+    if device.platform == "cpu":
+        # On the first touch: pages that are only reserved would count for the step.
+        touch = lambda x: x + jnp.zeros_like(x)
+        state = jax.block_until_ready(jax.tree.map(touch, state))
     _start_peak()
     source, before, _ = memory(device)
     for _ in range(STEPS):

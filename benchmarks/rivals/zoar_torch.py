@@ -66,10 +66,10 @@ class Run(NamedTuple):
     losses: list  # f(theta) before each step
 
 
-def start(dimension: int, num_records: int, seed: int) -> Run:
+def start(dimension: int, num_records: int, seed: int, device: str = "cpu") -> Run:
     """theta_0 ~ N(0, I) and an empty history of at most num_records records."""
     torch.manual_seed(seed)
-    theta = torch.randn(dimension)
+    theta = torch.randn(dimension, device=device)
     zeros = torch.zeros_like(theta)
     return Run(theta, zeros, zeros.clone(), deque(maxlen=num_records), [])
 
@@ -111,7 +111,8 @@ def batched_step(
 ) -> None:
     """One step with matrices; the history holds N + 1 records of K pairs."""
     run.losses.append(f(run.theta).item())
-    u = torch.randn(num_directions, run.theta.numel())
+    theta = run.theta
+    u = torch.randn(num_directions, theta.numel(), device=theta.device)
     run.history.append((u, f(run.theta + smoothing * u)))
     values = torch.cat([y for _, y in run.history])
     baseline = values.mean()

@@ -41,6 +41,8 @@ LOOP, BATCHED = "PyTorch ZoAR, in a loop", "PyTorch ZoAR, batched"
 
 # Package: the programs that need it.
 NEEDS = {"torch": (LOOP, BATCHED), "evosax": (EVOSAX,)}
+# JAX's backend: PyTorch's name of the same device.
+TORCH_DEVICES = {"cpu": "cpu", "gpu": "cuda"}
 # What a row's time is divided by, by column.
 BASES = {
     "over_floor": FLOOR,
@@ -175,15 +177,26 @@ def in_evosax(steps: int) -> dict[str, Callable[[jax.Array], jax.Array]]:
 
 
 def in_torch(dimension: int, steps: int) -> dict[str, Callable[[], None]]:
-    """The programs of PyTorch, which go on where they stopped; an ImportError."""
+    """The programs of PyTorch, which go on where they stopped; an ImportError.
+
+    They run where JAX runs; none does where this PyTorch cannot use that device.
+    """
+    import torch
+
     from benchmarks.rivals import zoar_torch
 
+    device = TORCH_DEVICES.get(jax.default_backend())
+    if device is None or (device == "cuda" and not torch.cuda.is_available()):
+        return {}
+
     def program(step, num_records):
-        run = zoar_torch.start(dimension, num_records, 0)
+        run = zoar_torch.start(dimension, num_records, 0, device)
 
         def go():
             for _ in range(steps):
                 step(run, zoar_torch.rosenbrock, NUM_DIRECTIONS, SMOOTHING, STEP_SIZE)
+            if device == "cuda":
+                torch.cuda.synchronize()
 
         return go
 
@@ -244,9 +257,10 @@ def measure(dimension: int, seed: int, tick: Tick) -> list[Row]:
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
     """A cell for each dimension; all programs take turns in it."""
-    return {
-        str(d): functools.partial(measure, d, seed) for d in (FULL if full else QUICK)
-    }
+    dimensions = FULL if full else QUICK
+    if jax.default_backend() != "cpu":  # small ones say little there
+        dimensions = (*dimensions, 10_000_000)
+    return {str(d): functools.partial(measure, d, seed) for d in dimensions}
 
 
 def missing(frame: pd.DataFrame) -> list[str]:
@@ -313,8 +327,8 @@ def findings(frame: pd.DataFrame) -> list[str]:
             " paper's code does."
         )
     out += [
-        f"{package} is missing, so {' and '.join(NEEDS[package])} {verb} left out: pip"
-        ' install -e ".[rivals]"'
+        f"{package} is missing or cannot use this device, so"
+        f" {' and '.join(NEEDS[package])} {verb} left out: pip install -e \".[rivals]\""
         for package in missing(frame)
         for verb in ["was" if len(NEEDS[package]) == 1 else "were"]
     ]

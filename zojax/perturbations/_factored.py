@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -272,12 +272,20 @@ def _call(eqn: JaxprEqn, *inputs: Any) -> list:
     return _run(inner, (), inputs)
 
 
+def _scan_inputs(params: dict[str, Any], inputs: Sequence[Any]) -> list[list]:
+    """Constants, carry and slices of a scan."""
+    if "ft_in" in params:  # from JAX 0.11 on
+        return [list(part) for part in params["ft_in"].update(inputs).unpack()]
+    first = params["num_consts"]
+    last = first + params["num_carry"]
+    return [list(part) for part in (inputs[:first], inputs[first:last], inputs[last:])]
+
+
 def _scan(eqn: JaxprEqn, *inputs: Any) -> list:
     """The same loop over the parts: constants and slices stay factored."""
     params = eqn.params
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
-    consts, rest = inputs[:num_consts], inputs[num_consts:]
-    init, xs = [_formed(x) for x in rest[:num_carry]], rest[num_carry:]
+    consts, init, xs = _scan_inputs(params, inputs)
+    init = [_formed(x) for x in init]
     # A slice of a matrix is a row, which has no factors of its own.
     xs = [_formed(x) if _is_factored(x) and x.value.ndim < 3 else x for x in xs]
     scales = [x.scale if _is_factored(x) else None for x in xs]
@@ -291,7 +299,7 @@ def _scan(eqn: JaxprEqn, *inputs: Any) -> list:
         ]
         outputs = _run(body.jaxpr, body.consts, (*consts, *carry, *slices))
         outputs = [_formed(x) for x in outputs]
-        return outputs[:num_carry], outputs[num_carry:]
+        return outputs[: len(init)], outputs[len(init) :]
 
     carry, ys = jax.lax.scan(
         step,

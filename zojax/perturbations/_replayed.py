@@ -185,7 +185,8 @@ def combine_replayed(
 ) -> PyTree:
     """sum_k weights_k v_k + guide_weight sum_j w_j u_j, in the memory of the result."""
     of_rows = weights * directions.x_scale
-    of_guide = weights @ directions.guide_scale + guide_weight * directions.peak
+    of_guide = jnp.sum(weights * directions.guide_scale)
+    of_guide += guide_weight * directions.peak
 
     def leaf(x, a, p):
         if x is None:
