@@ -382,6 +382,7 @@ ESTIMATES = {
     "prompt": {"tuning": "prompt"},
     "prefix": {"tuning": "prefix"},
     "all": {"tuning": "all", "learning_rate": 1e-3},
+    "all, averaged": {"tuning": "all", "estimator": "leave-one-out", "directions": 8},
     "top, B alone": {"top": 2, "freeze_a": True, "calibrate": True, "matrices": "qk"},
     "top, after text": {"top": 2, "after_text": True, "calibrate": True},
     "prompt after text": {"tuning": "prompt", "after_text": True},
@@ -422,7 +423,8 @@ def test_every_kind_of_recipe_takes_steps(ready, name):
         ("two-sided", 0.01),
         ("zoar", 0.003),
         ("prompt", 0.1),
-        ("all", 0.006),
+        # With one direction its end hangs on the last bits of XLA's sums.
+        ("all, averaged", 0.006),
         ("first-order", 0.1),
     ],
 )
@@ -430,7 +432,7 @@ def test_training_lowers_the_cross_entropy(ready, name, rate):
     fields = SMALL | {"steps": 150, "calibrate": True} | ESTIMATES[name]
     chosen = Recipe(**fields | {"learning_rate": rate})
     made = ready(chosen)
-    if name == "all":
+    if chosen.tuning == "all":
         made = dataclasses.replace(made, params=jax.tree.map(jnp.copy, made.params))
     run = training.train(chosen, made, training.start(chosen, made), every=150)
     first, last = run.curve
