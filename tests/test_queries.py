@@ -9,8 +9,16 @@ import optax
 import pytest
 
 import zojax
-from zojax import queries, weights
-from zojax.perturbations import gaussian, orthogonal, rademacher, restrict, simplex
+from zojax import _base, queries, weights
+from zojax.perturbations import (
+    _noise,
+    gaussian,
+    low_rank,
+    orthogonal,
+    rademacher,
+    restrict,
+    simplex,
+)
 
 KEY = jax.random.key(11)
 PARAMS = {
@@ -300,6 +308,49 @@ def test_x64(chunk_size):
         assert result.sums.dtype == np.float64
         # Rounding of values of order 1: 1e-16 / 1e-9. In float32 nothing would be left.
         np.testing.assert_allclose(result.sums, slope, atol=1e-5)
+
+
+# -- what is faster on an accelerator --------------------------------------------------
+
+
+@pytest.fixture(params=[True, False], ids=["cpu", "accelerator"])
+def backend(request, monkeypatch):
+    """The programs of either, compiled for a CPU."""
+    monkeypatch.setattr(_base, "on_cpu", lambda: request.param)
+    monkeypatch.setattr(_noise, "on_cpu", lambda: request.param)
+    monkeypatch.setattr(_noise, "LARGE_DRAW", 4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((3,), 1), ((2, 3), 1), ((4, 2), 2)], ids=str
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_contract(backend, shape, axes, dtype):
+    """Against float64."""
+    keys = jax.random.split(KEY)
+    w = jax.random.normal(keys[0], shape)
+    x = jax.random.normal(keys[1], (*shape[len(shape) - axes :], 5, 2), dtype)
+    expected = np.tensordot(np.float64(w), np.float64(x), axes)
+    found = _base.contract(w, x, axes)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("sampler", [gaussian(), low_rank(1)], ids=["whole", "factors"])
+def test_estimates_are_the_means_over_their_directions(backend, sampler):
+    """For a linear f: V^T V slope / K, from V as it is drawn outside of vmap."""
+    slope = jax.tree.map(jnp.cos, PARAMS)
+    dot = lambda p: optax.tree.vdot(p, slope)
+    result = jax.jit(
+        lambda p: zojax.estimate(
+            dot, p, sampler, KEY, 3, 0.5, central(0.5), signs=SIDES
+        )
+    )(PARAMS)
+    rows = [jax.device_get(sampler(KEY, k, 3, PARAMS)) for k in range(3)]
+    along = [sum(np.sum(v[n] * slope[n]) for n in v) for v in rows]
+    for name in PARAMS:
+        expected = sum(a * v[name] for a, v in zip(along, rows, strict=True)) / 3
+        np.testing.assert_allclose(result.sums[name], expected, rtol=1e-5, atol=1e-5)
 
 
 # -- frozen leaves ---------------------------------------------------------------------

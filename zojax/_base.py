@@ -85,6 +85,24 @@ def wide_dtype(dtype: Any) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def on_cpu() -> bool:
+    """Whether JAX's default backend is a CPU: which of two equal programs is faster."""
+    return jax.default_backend() == "cpu"
+
+
+def contract(weights: jax.Array, x: jax.Array, axes: int = 1) -> jax.Array:
+    """Contracts the last axes of weights with the first of x, in at least float32."""
+    wide = wide_dtype(x.dtype)
+    weights, x = weights.astype(wide), x.astype(wide)
+    if on_cpu():
+        # Full precision: matrix units may round weights and directions to fewer bits.
+        return jnp.tensordot(weights, x, axes, precision=jax.lax.Precision.HIGHEST)
+    # An accelerator's product would have to read directions from memory; a sum is
+    # fused with what draws them.
+    scale = weights.reshape(weights.shape + (1,) * (x.ndim - axes))
+    return jnp.sum(scale * x, range(weights.ndim - axes, weights.ndim))
+
+
 def number_at(number: Number, count: jax.Array) -> jax.Array:
     """Evaluates a number or schedule at a step count, in the dtype of query values."""
     return jnp.asarray(number(count) if callable(number) else number, value_dtype())

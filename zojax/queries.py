@@ -22,6 +22,7 @@ from zojax._base import (
     Sampler,
     canonical_key,
     check_params,
+    contract,
     direction_shapes,
     is_none,
     step_key,
@@ -318,19 +319,12 @@ def _contract(weights: jax.Array, directions: PyTree) -> PyTree:
     """weights[..., K] times directions [K, ...], in at least float32."""
 
     def leaf(v):
+        if v.shape[0] != 1:
+            return contract(weights, v)
+        # Elementwise: fuses with drawing, and with the update.
         wide = wide_dtype(v.dtype)
-        if v.shape[0] == 1:  # elementwise: fuses with drawing, and with the update
-            scale = weights.astype(wide).reshape(
-                weights.shape[:-1] + (1,) * (v.ndim - 1)
-            )
-            return scale * v[0].astype(wide)
-        # Full precision: matrix units may round weights and directions to fewer bits.
-        return jnp.tensordot(
-            weights.astype(wide),
-            v.astype(wide),
-            axes=1,
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        scale = weights.reshape(weights.shape[:-1] + (1,) * (v.ndim - 1))
+        return scale.astype(wide) * v[0].astype(wide)
 
     return jax.tree.map(leaf, directions)
 

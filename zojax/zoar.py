@@ -209,13 +209,8 @@ def zoar(
                 state.sums,
                 result.sums,
             )
-
-            def weighted(leaf):
-                wide = coefficients[by_age].astype(leaf.dtype)
-                highest = jax.lax.Precision.HIGHEST
-                return jnp.tensordot(wide, leaf, wide.ndim, precision=highest)
-
-            estimate = jax.tree.map(weighted, sums)
+            by_slot = coefficients[by_age]
+            estimate = jax.tree.map(lambda leaf: _base.contract(by_slot, leaf, 2), sums)
         if keeps_rows:
             rows = store(state.rows, record.rows)
             past, ages = by_age[1:], jnp.arange(1, num_slots)

@@ -328,7 +328,7 @@ def findings(frame: pd.DataFrame) -> list[str]:
         )
     out += [
         f"{package} is missing or cannot use this device, so"
-        f" {' and '.join(NEEDS[package])} {verb} left out: pip install -e \".[rivals]\""
+        f' {" and ".join(NEEDS[package])} {verb} left out: pip install -e ".[rivals]"'
         for package in missing(frame)
         for verb in ["was" if len(NEEDS[package]) == 1 else "were"]
     ]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zojax._base import KEY_IMPL, PyTree, wide_dtype
+from zojax._base import KEY_IMPL, PyTree, on_cpu, wide_dtype
 
 
 def _words(label: str) -> np.ndarray:
@@ -98,15 +98,16 @@ def draw_leaves(
     return jax.tree.unflatten(jax.tree.structure(params), noise)
 
 
-# JAX holds the random words of a whole batch of draws, which costs memory and, beyond
-# the cache, time: from this many entries on the draws of a batch take turns.
+# On a CPU JAX holds the random words of a whole batch of draws, which costs memory and,
+# beyond the cache, time: from this many entries on the draws of a batch take turns.
+# Accelerators draw where the numbers are used.
 LARGE_DRAW = 2**18
 
 
 def standard_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draws N(0, 1) in float32; under vmap large draws are made one after the other."""
+    """Draws N(0, 1) in float32; under vmap on a CPU large draws take turns."""
     draw = lambda key: jax.random.normal(key, shape, jnp.float32)
-    if math.prod(shape) >= LARGE_DRAW:
+    if math.prod(shape) >= LARGE_DRAW and on_cpu():
         draw = jax.custom_batching.sequential_vmap(draw)
     return draw(key)
 

@@ -9,7 +9,7 @@ import string
 import jax
 import jax.numpy as jnp
 
-from zojax._base import Sampler, check_int, wide_dtype
+from zojax._base import Sampler, check_int, contract, wide_dtype
 from zojax.perturbations._factored import (
     LowRankArray,
     add_scaled,
@@ -150,13 +150,12 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
         del num_directions
 
         def leaf_of(keys, leaf):
-            wide = wide_dtype(jnp.result_type(leaf))
-            w = weights.astype(wide)
             if jnp.ndim(leaf) < 2:
-                v = jax.vmap(lambda key: whole(key, leaf))(keys).astype(wide)
-                return jnp.tensordot(w, v, axes=1, precision=HIGHEST)
+                v = jax.vmap(lambda key: whole(key, leaf))(keys)
+                return contract(weights, v)
             a, b = jax.vmap(lambda key: factors(key, leaf))(keys)
-            return _weighted_products(w, a, b)
+            wide = wide_dtype(jnp.result_type(leaf))
+            return _weighted_products(weights.astype(wide), a, b)
 
         row_keys = lambda names: jax.vmap(
             lambda k: leaf_keys(key, k, names), out_axes=1
