@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import zojax
-from zojax import perturbations
+from zojax import _base, perturbations
 
 KEY = 11
 GAUSSIAN = perturbations.gaussian()
@@ -151,7 +151,18 @@ def test_estimates_equal_the_definition(kwargs):
         assert int(state.log.num_nonfinite[-1]) == lost + K * sides
 
 
-def test_the_conditions_of_the_test_above_matter():
+def test_estimates_equal_the_definition_as_an_accelerator_computes_them(monkeypatch):
+    monkeypatch.setattr(_base, "on_cpu", lambda: False)
+    u = directions(GAUSSIAN, T, K, jnp.zeros(D))
+    mus = [SCHEDULE(t) for t in range(T)]
+    expected = definition(objective, POINTS, u, mus, history_size=5)
+    whole = np.any(expected != 0, axis=1)
+    g, states = along_the_points.__wrapped__(history_size=5)(0.0, LIMITS)
+    assert relative_error(np.asarray(g, float)[whole], expected[whole]) < 1e-5
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states.sums))
+
+
+def test_the_conditions_of_the_definition_matter():
     """The oracle itself tells wrong histories, baselines, mus and scalings apart."""
     u = directions(GAUSSIAN, T, K, jnp.zeros(D))
     mus = [SCHEDULE(t) for t in range(T)]

@@ -200,15 +200,16 @@ def zoar(
         estimate, sums, rows = result.sums, state.sums, state.rows
 
         if keeps_sums:
-            # An empty record weighs nothing. Written under a condition, since XLA would
-            # copy the whole history to write a slot that is read right after.
-            sums = jax.lax.cond(
-                record.count > 0,
-                lambda slots, new: jax.tree.map(store, slots, new),
-                lambda slots, new: slots,
-                state.sums,
-                result.sums,
-            )
+            write = lambda slots, new: jax.tree.map(store, slots, new)
+            # An empty record weighs nothing, written or not. On a CPU XLA would copy
+            # the history to write a slot that is read right after, unless under a
+            # condition; for that a GPU would wait for its host.
+            if _base.on_cpu():
+                keep = lambda slots, new: slots
+                found = record.count > 0
+                sums = jax.lax.cond(found, write, keep, state.sums, result.sums)
+            else:
+                sums = write(state.sums, result.sums)
             by_slot = coefficients[by_age]
             estimate = jax.tree.map(lambda leaf: _base.contract(by_slot, leaf, 2), sums)
         if keeps_rows:

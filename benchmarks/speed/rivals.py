@@ -53,7 +53,7 @@ BASES = {
 
 
 class Aim(NamedTuple):
-    """A ratio that should be at least, or at most, a number at some dimensions."""
+    """A ratio that should be at least, or at most, a number on a CPU."""
 
     program: str
     column: str
@@ -278,16 +278,19 @@ def ratios(frame: pd.DataFrame, program: str, column: str) -> dict[int, float]:
 def judge(frame: pd.DataFrame, aim: Aim) -> str | None:
     """A sentence on an aim, or None where nothing was measured for it."""
     found = ratios(frame, aim.program, aim.column)
-    held = {d: bound for d, bound in aim.bounds.items() if d in found}
-    if not held:
+    aimed = aim.bounds if frame["device"].iloc[0] == "cpu" else {}
+
+    def told(d):
+        text = f"{plain(found[d])} at d = {d:,}"
+        if d not in aimed:
+            return text
+        met = found[d] >= aimed[d] if aim.least else found[d] <= aimed[d]
+        bound = f"at {'least' if aim.least else 'most'} {aimed[d]:g}"
+        return f"{text} (aim {bound}: {'met' if met else 'NOT met'})"
+
+    if not found:
         return None
-    fits = lambda d: found[d] >= held[d] if aim.least else found[d] <= held[d]
-    parts = [
-        f"{plain(found[d])} at d = {d:,} (aim {'at least' if aim.least else 'at most'}"
-        f" {held[d]:g}: {'met' if fits(d) else 'NOT met'})"
-        for d in held
-    ]
-    return f"{aim.program} over {BASES[aim.column]}: {', '.join(parts)}."
+    return f"{aim.program} over {BASES[aim.column]}: {', '.join(map(told, found))}."
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
