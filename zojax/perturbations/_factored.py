@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from zojax._base import PyTree, wide_dtype
+from zojax.perturbations._noise import placed_like
 
 if TYPE_CHECKING:
     from jax.extend.core import Jaxpr, JaxprEqn
@@ -67,7 +68,10 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _formed(x: Any) -> Any:
     """The array that a LowRankArray stands for; anything else as it is."""
-    return add_scaled(x.value, x.scale, product(x.a, x.b)) if _is_factored(x) else x
+    if not _is_factored(x):
+        return x
+    noise = placed_like(x.value, product)(x.a, x.b)
+    return add_scaled(x.value, x.scale, noise)
 
 
 # -- rules: what a primitive does to factors -------------------------------------------

@@ -66,6 +66,21 @@ def slice_keys(key: jax.Array, number: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
 
 
+def placed_like(
+    array: Any, function: Callable[..., jax.Array], num_axes: int = 0
+) -> Callable[..., jax.Array]:
+    """function, with its result where the array lies, if its type says where.
+
+    On explicit axes noise would otherwise have the type of its key, and every device
+    draw it whole. The result may have so many axes more than the array, before its.
+    """
+    sharding = jax.typeof(array).sharding
+    if not any(sharding.spec):
+        return function
+    spec = jax.sharding.PartitionSpec(*[None] * num_axes, *sharding.spec)
+    return jax.sharding.auto_axes(function, out_sharding=sharding.update(spec=spec))
+
+
 def draw_slices(
     draw: Callable[[jax.Array, tuple[int, ...]], jax.Array],
     words: jax.Array,
@@ -91,10 +106,12 @@ def draw_leaves(
     if not leaves:
         return params
     row_keys = leaf_keys(key, k, [name for name, _ in leaves])
-    noise = [
-        draw(row_keys[i], jnp.shape(leaf)).astype(wide_dtype(jnp.result_type(leaf)))
-        for i, (_, leaf) in enumerate(leaves)
-    ]
+
+    def one(key, leaf):
+        whole = placed_like(leaf, lambda key: draw(key, jnp.shape(leaf)))
+        return whole(key).astype(wide_dtype(jnp.result_type(leaf)))
+
+    noise = [one(row_keys[i], leaf) for i, (_, leaf) in enumerate(leaves)]
     return jax.tree.unflatten(jax.tree.structure(params), noise)
 
 
@@ -132,10 +149,14 @@ def by_index(
     """
     if num_entries(params) >= 2**31:
         raise ValueError("designs over coordinates need fewer than 2**31 entries")
+
+    def index_at(leaf, start):
+        shape = jnp.shape(leaf)
+        number = lambda: jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+        return placed_like(leaf, lambda start: number() + start)(jnp.uint32(start))
+
     start, leaves = 0, []
     for _, leaf in trainable(params):
-        shape = jnp.shape(leaf)
-        index = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
-        leaves.append(entry(index + jnp.uint32(start), jnp.result_type(leaf)))
-        start += math.prod(shape)
+        leaves.append(entry(index_at(leaf, start), jnp.result_type(leaf)))
+        start += math.prod(jnp.shape(leaf))
     return jax.tree.unflatten(jax.tree.structure(params), leaves)

@@ -68,7 +68,7 @@ def _leaf_products(
         a = add_term(jnp.zeros(shape[axes:], wide), guide, dtype)
 
         def products(key):
-            x = Term(key[None], jnp.ones(1), rows.entries).draw(0, a.shape, dtype)
+            x = Term(key[None], jnp.ones(1), rows.entries).draw(0, a, dtype)
             x = x.astype(wide)
             return jnp.sum(x * a), jnp.sum(x * x)
 
@@ -192,7 +192,7 @@ def combine_replayed(
         if x is None:
             return None
         dtype = jnp.result_type(p)
-        zeros = jnp.zeros(jnp.shape(p), wide_dtype(dtype))
+        zeros = jnp.zeros_like(p, wide_dtype(dtype))
         total = add_term(zeros, x.times(of_rows), dtype)
         total = add_term(total, a.times(of_guide), dtype)
         return jnp.where(jnp.isfinite(total), total, 0)

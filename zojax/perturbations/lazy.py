@@ -14,6 +14,7 @@ from zojax._base import PyTree, Sampler, wide_dtype
 from zojax.perturbations._noise import (
     draw_slices,
     leaf_keys,
+    placed_like,
     slice_keys,
     trainable,
 )
@@ -46,10 +47,11 @@ class Term:
         """How many axes are of slices."""
         return self.scale.ndim - 1
 
-    def draw(self, t: int, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        """u_t at a leaf of this shape, rounded to its dtype as samplers do."""
-        noise = draw_slices(self.entries, self.key[..., t, :], shape[self.num_axes :])
-        return noise.astype(dtype)
+    def draw(self, t: int, like: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """u_t at a leaf like this, rounded to its dtype as samplers do."""
+        shape = jnp.shape(like)[self.num_axes :]
+        draw = lambda words: draw_slices(self.entries, words, shape)
+        return placed_like(like, draw)(self.key[..., t, :]).astype(dtype)
 
     def times(self, factor: jax.Array) -> Term:
         return dataclasses.replace(self, scale=self.scale * factor)
@@ -60,7 +62,7 @@ def add_term(total: jax.Array, term: Term, dtype: jnp.dtype) -> jax.Array:
 
     def add(total, one):
         scale = jnp.asarray(one.scale, total.dtype)
-        noise = one.draw(0, total.shape, dtype).astype(total.dtype)
+        noise = one.draw(0, total, dtype).astype(total.dtype)
         shape = scale.shape[:-1] + (1,) * (total.ndim - one.num_axes)
         return total + scale.reshape(shape) * noise, None
 
@@ -229,7 +231,7 @@ def lazy(
         return jax.tree.map(perturbed, found, params, is_leaf=is_term)
 
     def draw(key, k, num_directions, params):
-        noise = lambda term, leaf: term.draw(0, jnp.shape(leaf), jnp.result_type(leaf))
+        noise = lambda term, leaf: term.draw(0, leaf, jnp.result_type(leaf))
         found = terms(key, k, num_directions, params)
         return jax.tree.map(noise, found, params, is_leaf=is_term)
 

@@ -16,7 +16,7 @@ from zojax.perturbations._factored import (
     of_factors,
     product,
 )
-from zojax.perturbations._noise import cast_like, leaf_keys, trainable
+from zojax.perturbations._noise import cast_like, leaf_keys, placed_like, trainable
 from zojax.perturbations.independent import gaussian
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -112,7 +112,8 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
         return a, entries(of_b, (*leading, columns, rank)).astype(wide)
 
     def whole(key, leaf):
-        return entries(key, jnp.shape(leaf)).astype(jnp.result_type(leaf))
+        noise = placed_like(leaf, lambda key: entries(key, jnp.shape(leaf)))(key)
+        return noise.astype(jnp.result_type(leaf))
 
     def each(function, params, keys_of):
         """Maps (key, leaf) -> new leaf over trainable leaves."""
@@ -127,8 +128,9 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
         del num_directions
 
         def leaf_of(key, leaf):
-            matrix = jnp.ndim(leaf) >= 2
-            return product(*factors(key, leaf)) if matrix else whole(key, leaf)
+            if jnp.ndim(leaf) < 2:
+                return whole(key, leaf)
+            return placed_like(leaf, product)(*factors(key, leaf))
 
         row = each(leaf_of, params, lambda names: leaf_keys(key, k, names))
         return cast_like(row, params)
@@ -155,7 +157,8 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
                 return contract(weights, v)
             a, b = jax.vmap(lambda key: factors(key, leaf))(keys)
             wide = wide_dtype(jnp.result_type(leaf))
-            return _weighted_products(weights.astype(wide), a, b)
+            sums = placed_like(leaf, _weighted_products, weights.ndim - 1)
+            return sums(weights.astype(wide), a, b)
 
         row_keys = lambda names: jax.vmap(
             lambda k: leaf_keys(key, k, names), out_axes=1
