@@ -155,12 +155,14 @@ def dap(
                     "sampler and base must freeze the same leaves, got directions"
                     f" {jax.tree.structure(rough)} and {jax.tree.structure(like)}"
                 )
-        zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
+        average = guide == "average"
         return DapState(
             key=jnp.array(key),
             count=jnp.zeros((), jnp.int32),
             log=_base.init_log(aux_like, uses_base),
-            guide=jax.tree.map(zeros, like) if guide == "average" else None,
+            guide=(
+                queries.direction_like(params, base, num_aligned) if average else None
+            ),
         )
 
     def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):

@@ -353,7 +353,7 @@ def direction_like(
     num_directions: int,
     leading: tuple[int, ...] = (),
 ) -> PyTree:
-    """Returns zeros shaped like what :func:`combine` returns, without drawing noise.
+    """Returns zeros of the shape and place of what :func:`combine` returns.
 
     Args:
       params: pytree that directions are drawn for.
@@ -373,7 +373,13 @@ def direction_like(
     Source: none; a convenience for the states of estimators.
     """
     like = _sum_like(params, sampler, num_directions, leading)
-    return jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), like)
+
+    def leaf(v, p):
+        if v is None:
+            return None
+        return jnp.broadcast_to(jnp.zeros_like(p, v.dtype), v.shape)
+
+    return jax.tree.map(leaf, like, params, is_leaf=is_none)
 
 
 def _weighted_sum(

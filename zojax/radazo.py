@@ -68,9 +68,8 @@ def scale_by_radazo(
     _check("eps", eps, "> 0", lambda e: e > 0)
 
     def zeros(p):
-        return jnp.zeros(
-            jnp.shape(p), jnp.promote_types(jnp.result_type(p), jnp.float32)
-        )
+        wide = jnp.promote_types(jnp.result_type(p), jnp.float32)
+        return jnp.zeros_like(p, wide)  # where p lies
 
     def init_fn(params):
         return ScaleByRadazoState(
