@@ -386,6 +386,7 @@ def test_explicit_axes_for_parameters(name):
             program = jax.jit(run).lower(x, opt.init(x)).compile()
             moved, state = program(x, opt.init(x))
         assert "all-gather" not in program.as_text()
+        assert "f32[32,512]" not in program.as_text()  # a whole leaf
         for leaf in jax.tree.leaves((moved, state)):
             assert leaf.ndim < 2 or leaf.sharding.spec[leaf.ndim - 2] == "model"
         return program.memory_analysis().temp_size_in_bytes / x.nbytes, moved
@@ -398,6 +399,37 @@ def test_explicit_axes_for_parameters(name):
     np.testing.assert_allclose(
         jax.device_get(found), jax.device_get(expected), rtol=1e-4, atol=1e-5
     )
+
+
+def test_directions_inside_shard_map_with_explicit_axes_for_parameters():
+    """Directions over a manual axis, parameters over an explicit one; as on one."""
+    value_fn = lambda x: jnp.sum(x**2)
+    step = lambda opt, x: opt.update(None, opt.init(x), x, value_fn=value_fn)[0]
+    x = jnp.linspace(0, 1, 64).reshape(8, 8)
+    expected = jax.jit(functools.partial(step, zojax.two_point(0.5, 4, key=0)))(x)
+    opt = zojax.two_point(0.5, 4, key=0, axis_name="queries")
+    with jax.set_mesh(mesh_of((2, 4), ("queries", "model"), AxisType.Explicit)):
+        spread = jax.shard_map(
+            functools.partial(step, opt),
+            in_specs=P(),
+            out_specs=P(),
+            axis_names={"queries"},
+        )
+        found = jax.jit(spread)(jax.device_put(x, P("model")))
+    assert found.sharding.spec == P("model", None)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_explicit_axes_without_their_mesh_in_force():
+    """No placement is promised then, but the estimate is the same."""
+    opt = zojax.two_point(0.5, 4, key=0)
+    step = lambda x: opt.update(None, opt.init(x), x, value_fn=jnp.sum)[0]
+    x = jnp.linspace(0, 1, 64).reshape(8, 8)
+    placed = jax.device_put(
+        x, NamedSharding(mesh_of((8,), ("model",), AxisType.Explicit), P("model"))
+    )
+    for run in (step, jax.jit(step)):
+        np.testing.assert_allclose(run(placed), run(x), rtol=1e-4, atol=1e-4)
 
 
 def test_orbax_saves_on_eight_devices_and_restores_on_two(tmp_path):

@@ -24,9 +24,10 @@ KEY_IMPL = "threefry2x32"
 class Sampler(Protocol):
     """How a perturbation direction is drawn: one row of a K x d matrix V.
 
-    A sampler reads shapes and dtypes of ``params``, never values, and returns a pytree
-    like ``params`` with ``None`` at frozen leaves. Rows satisfy E[v v^T] = I, and row
-    ``k`` is a pure function of ``(key, k)``, so that it can be drawn again at any time.
+    A sampler reads shapes, dtypes and places of ``params``, never values, and returns a
+    pytree like ``params`` with ``None`` at frozen leaves. Rows satisfy E[v v^T] = I,
+    and row ``k`` is a pure function of ``(key, k)``, so that it can be drawn again at
+    any time.
     """
 
     def __call__(
@@ -86,7 +87,10 @@ def wide_dtype(dtype: Any) -> jnp.dtype:
 
 
 def on_cpu() -> bool:
-    """Whether JAX's default backend is a CPU: which of two equal programs is faster."""
+    """Whether JAX's default backend is a CPU, to choose the faster of equal programs.
+
+    A program for another device than the default computes the same, less quickly.
+    """
     return jax.default_backend() == "cpu"
 
 

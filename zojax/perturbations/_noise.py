@@ -71,14 +71,20 @@ def placed_like(
 ) -> Callable[..., jax.Array]:
     """function, with its result where the array lies, if its type says where.
 
-    On explicit axes noise would otherwise have the type of its key, and every device
-    draw it whole. The result may have so many axes more than the array, before its.
+    On explicit axes of the mesh in force noise would otherwise have the type of its
+    key, and every device draw it whole. The result may have so many axes more than the
+    array, before its.
     """
     sharding = jax.typeof(array).sharding
-    if not any(sharding.spec):
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not any(sharding.spec):
         return function
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = tuple(n for n, t in kinds if t == jax.sharding.AxisType.Explicit)
     spec = jax.sharding.PartitionSpec(*[None] * num_axes, *sharding.spec)
-    return jax.sharding.auto_axes(function, out_sharding=sharding.update(spec=spec))
+    return jax.sharding.auto_axes(
+        function, axes=explicit, out_sharding=sharding.update(spec=spec)
+    )
 
 
 def draw_slices(
@@ -117,7 +123,7 @@ def draw_leaves(
 
 # On a CPU JAX holds the random words of a whole batch of draws, which costs memory and,
 # beyond the cache, time: from this many entries on the draws of a batch take turns.
-# Accelerators draw where the numbers are used.
+# A GPU draws where the numbers are used.
 LARGE_DRAW = 2**18
 
 

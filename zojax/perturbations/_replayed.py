@@ -56,16 +56,27 @@ def _terms(
     return jax.tree.map(leaf, stacked, is_leaf=is_term)
 
 
+def _zeros_at(p: jax.Array) -> jax.Array:
+    """Zeros where p lies, in at least float32.
+
+    On automatic axes its type does not say where, but a use of p does; the branch not
+    taken is dropped when compiled.
+    """
+    wide = wide_dtype(jnp.result_type(p))
+    return jnp.where(jnp.zeros((), bool), jnp.asarray(p, wide), jnp.zeros((), wide))
+
+
 def _leaf_products(
-    guide: Term, rows: Term, shape: tuple[int, ...], dtype: jnp.dtype
+    guide: Term, rows: Term, p: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(a . a, x_k . a f[K], x_k . x_k f[K]) at a leaf, a slice at a time."""
+    """(a . a, x_k . a f[K], x_k . x_k f[K]) at a leaf p, a slice at a time."""
     axes = guide.num_axes
+    dtype = jnp.result_type(p)
     wide = wide_dtype(dtype)
 
-    def in_slice(terms):
-        guide, rows = terms
-        a = add_term(jnp.zeros(shape[axes:], wide), guide, dtype)
+    def in_slice(parts):
+        guide, rows, p = parts
+        a = add_term(_zeros_at(p), guide, dtype)
 
         def products(key):
             x = Term(key[None], jnp.ones(1), rows.entries).draw(0, a, dtype)
@@ -75,9 +86,11 @@ def _leaf_products(
         return jnp.sum(a * a), *jax.lax.map(products, rows.key)
 
     if not axes:
-        return in_slice((guide, rows))
-    number = math.prod(shape[:axes])
-    flat = jax.tree.map(lambda x: x.reshape((number, *x.shape[axes:])), (guide, rows))
+        return in_slice((guide, rows, p))
+    number = math.prod(jnp.shape(p)[:axes])
+    flat = jax.tree.map(
+        lambda x: jnp.reshape(x, (number, *jnp.shape(x)[axes:])), (guide, rows, p)
+    )
     return jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(in_slice, flat))
 
 
@@ -124,7 +137,7 @@ def replay_aligned(
     def products(a, x, p):
         if a is None:
             return None
-        return _leaf_products(a, x, jnp.shape(p), jnp.result_type(p))
+        return _leaf_products(a, x, p)
 
     by_leaf = jax.tree.leaves(_map_terms(products, guide, rows, params))
     with_itself, along, squares = (
@@ -192,8 +205,7 @@ def combine_replayed(
         if x is None:
             return None
         dtype = jnp.result_type(p)
-        zeros = jnp.zeros_like(p, wide_dtype(dtype))
-        total = add_term(zeros, x.times(of_rows), dtype)
+        total = add_term(_zeros_at(p), x.times(of_rows), dtype)
         total = add_term(total, a.times(of_guide), dtype)
         return jnp.where(jnp.isfinite(total), total, 0)
 
