@@ -343,10 +343,10 @@ EXPLICIT = {
     "gaussian": lambda: zojax.two_point(0.5, K, key=0),
     "signs": lambda: zojax.two_point(0.5, K, key=0, sampler=rademacher()),
     "orthogonal": lambda: zojax.two_point(
-        MU, K, key=0, sampler=orthogonal(), chunk_size=1
+        0.5, K, key=0, sampler=orthogonal(), chunk_size=1
     ),
     "lazy": lambda: zojax.two_point(
-        MU, K, key=0, sampler=lazy(rademacher()), chunk_size=1
+        0.5, K, key=0, sampler=lazy(rademacher()), chunk_size=1
     ),
     "low rank": lambda: zojax.two_point(0.5, K, key=0, sampler=low_rank(1)),
     "zoar": lambda: optax.chain(

@@ -148,6 +148,13 @@ def test_aims_are_judged_by_the_rows():
     assert "missing" not in said
 
 
+def test_aims_are_those_of_a_cpu():
+    frame = made_up_rivals().assign(device="an accelerator")
+    said = "\n".join(rivals.findings(frame))
+    assert "aim" not in said
+    assert f"{rivals.LOOP} over {rivals.OURS}: 5.5 at d = 10,000, 2.75" in said
+
+
 @pytest.mark.parametrize("package", rivals.NEEDS)
 def test_missing_rows_are_told(package):
     frame = made_up_rivals(rivals.NEEDS[package])

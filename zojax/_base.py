@@ -86,6 +86,14 @@ def wide_dtype(dtype: Any) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def zeros_at(x: jax.Array) -> jax.Array:
+    """Zeros that lie where x lies, on automatic axes too, where no type says where.
+
+    There a use of x says it; the branch not taken is dropped when compiled.
+    """
+    return jnp.where(jnp.zeros((), bool), x, jnp.zeros_like(x))
+
+
 def on_cpu() -> bool:
     """Whether JAX's default backend is a CPU, to choose the faster of equal programs.
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from zojax._base import PyTree, is_none
+from zojax._base import PyTree, is_none, zeros_at
 
 
 def _is_bound(axis_name: str) -> bool:
@@ -114,17 +114,14 @@ def zeros_beside(shapes: PyTree, params: PyTree, *varying: jax.Array) -> PyTree:
     """Zeros that lie where params lie and vary over devices as others do.
 
     For the carry of a loop that adds up: it must have the sharding of params, and
-    inside shard_map the type of what is added. The branch not taken is dropped when
-    compiled.
+    inside shard_map the type of what is added.
     """
-    never = jnp.zeros((), bool)
     probe = sum(jnp.sum(x.astype(jnp.float32)) for x in varying)
 
     def leaf(shape, p):
         if shape is None:
             return None
         beside = jnp.asarray(p).astype(shape.dtype) + probe.astype(shape.dtype)
-        zeros = jnp.where(never, beside, jnp.zeros_like(beside))
-        return jnp.broadcast_to(zeros, shape.shape)
+        return jnp.broadcast_to(zeros_at(beside), shape.shape)
 
     return jax.tree.map(leaf, shapes, params, is_leaf=is_none)

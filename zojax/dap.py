@@ -155,13 +155,14 @@ def dap(
                     "sampler and base must freeze the same leaves, got directions"
                     f" {jax.tree.structure(rough)} and {jax.tree.structure(like)}"
                 )
-        average = guide == "average"
         return DapState(
             key=jnp.array(key),
             count=jnp.zeros((), jnp.int32),
             log=_base.init_log(aux_like, uses_base),
             guide=(
-                queries.direction_like(params, base, num_aligned) if average else None
+                queries.direction_like(params, base, num_aligned)
+                if guide == "average"
+                else None
             ),
         )
 

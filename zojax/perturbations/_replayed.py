@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zojax._base import PyTree, Sampler, is_none, reciprocal, wide_dtype
+from zojax._base import PyTree, Sampler, is_none, reciprocal, wide_dtype, zeros_at
 from zojax.perturbations._noise import fair_signs, purpose_key
 from zojax.perturbations.lazy import (
     PerturbedArray,
@@ -56,16 +56,6 @@ def _terms(
     return jax.tree.map(leaf, stacked, is_leaf=is_term)
 
 
-def _zeros_at(p: jax.Array) -> jax.Array:
-    """Zeros where p lies, in at least float32.
-
-    On automatic axes its type does not say where, but a use of p does; the branch not
-    taken is dropped when compiled.
-    """
-    wide = wide_dtype(jnp.result_type(p))
-    return jnp.where(jnp.zeros((), bool), jnp.asarray(p, wide), jnp.zeros((), wide))
-
-
 def _leaf_products(
     guide: Term, rows: Term, p: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -76,7 +66,7 @@ def _leaf_products(
 
     def in_slice(parts):
         guide, rows, p = parts
-        a = add_term(_zeros_at(p), guide, dtype)
+        a = add_term(zeros_at(jnp.asarray(p, wide)), guide, dtype)
 
         def products(key):
             x = Term(key[None], jnp.ones(1), rows.entries).draw(0, a, dtype)
@@ -205,7 +195,8 @@ def combine_replayed(
         if x is None:
             return None
         dtype = jnp.result_type(p)
-        total = add_term(_zeros_at(p), x.times(of_rows), dtype)
+        zeros = zeros_at(jnp.asarray(p, wide_dtype(dtype)))
+        total = add_term(zeros, x.times(of_rows), dtype)
         total = add_term(total, a.times(of_guide), dtype)
         return jnp.where(jnp.isfinite(total), total, 0)
 
