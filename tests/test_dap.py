@@ -214,7 +214,7 @@ def test_a_replayed_guide_that_is_not_usable_leaves_base_directions():
 
 def test_replayed_directions_can_be_held():
     """Each is aligned with the guide and is what the estimator asks along."""
-    from zojax.perturbations._replayed import replay_aligned, replayed_sampler
+    from zojax.perturbations._aligned_replay import replay_aligned, replayed_sampler
 
     params = {"a": jnp.zeros((5, 3), jnp.bfloat16), "b": jnp.zeros(4)}
     sampler = perturbations.lazy(GAUSSIAN, {"a": True, "b": False})

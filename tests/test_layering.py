@@ -10,20 +10,33 @@ import pytest
 import zojax
 
 ROOT = Path(zojax.__file__).parent
-ESTIMATORS = {"two_point", "dap", "zoar", "reinforce", "aligned_projection"}
 # Each room: the rooms it may import from, and the packages.
 ALLOWED = {
-    "_base": (set(), {"jax", "numpy", "optax"}),
+    "_keys": (set(), {"jax", "numpy"}),
+    "_numerics": (set(), {"jax"}),
+    "_checks": (set(), {"jax", "numpy"}),
+    "_objective": ({"_numerics"}, {"jax", "optax"}),
+    "_mesh_axis": ({"_numerics"}, {"jax"}),
     "weights": (set(), {"jax"}),
-    "radazo": (set(), {"jax", "optax"}),
-    "perturbations": ({"_base"}, {"jax", "numpy"}),
-    "_spread": ({"_base"}, {"jax"}),
-    "queries": ({"_base", "_spread", "perturbations"}, {"jax"}),
-    "smoothing": ({"_base", "perturbations", "queries"}, {"jax"}),
-    **{
-        name: ({"_base", "perturbations", "queries", "weights"}, {"jax", "optax"})
-        for name in ESTIMATORS
-    },
+    "_radazo": (set(), {"jax", "optax"}),
+    "perturbations": ({"_checks", "_keys", "_numerics"}, {"jax", "numpy"}),
+    "queries": (
+        {"_checks", "_keys", "_mesh_axis", "_numerics", "_objective", "perturbations"},
+        {"jax"},
+    ),
+    "_check_smoothing": ({"_keys", "_numerics", "perturbations", "queries"}, {"jax"}),
+    "_estimators": (
+        {
+            "_checks",
+            "_keys",
+            "_numerics",
+            "_objective",
+            "perturbations",
+            "queries",
+            "weights",
+        },
+        {"jax", "optax"},
+    ),
 }
 FILES = {
     path.relative_to(ROOT).with_suffix("").as_posix(): path
@@ -57,7 +70,7 @@ def test_every_file_has_its_room():
 
 @pytest.mark.parametrize("file", FILES)
 def test_imports_follow_the_layers(file):
-    """_base <- perturbations <- queries <- estimators; weights stands alone."""
+    """_keys, _numerics <- perturbations <- queries <- estimators, without siblings."""
     ours, others, dotted = imports(file)
     rooms, packages = ALLOWED[room(file)]
     assert ours <= rooms
@@ -65,11 +78,12 @@ def test_imports_follow_the_layers(file):
     assert not [name for name in dotted if "._src" in name]
 
 
-# _spread is its part for devices; _noise maps over leaf keys; low_rank, lazy and
-# _replayed over parts of rows that are never held; _factored runs the loops of other
-# people's programs.
-MAPPING = {"queries", "_spread"}
-PARTS = ("_noise", "_factored", "_replayed", "lazy", "low_rank")
+# _mesh_axis is its part for devices; _keys and _noise map over leaf keys; _low_rank,
+# _lazy and _aligned_replay over parts of rows that are never held; the interpreter runs
+# the loops of other people's programs.
+MAPPING = {"_keys", "queries", "_mesh_axis"}
+PARTS = ("_noise", "_aligned_replay", "_lazy")
+PARTS += ("_low_rank/interpreter", "_low_rank/sampler")
 MAPPING |= {f"perturbations/{name}" for name in PARTS}
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import zojax
-from zojax import _base, queries, weights
+from zojax import _numerics, queries, weights
 from zojax.perturbations import (
     _noise,
     gaussian,
@@ -316,7 +316,7 @@ def test_x64(chunk_size):
 @pytest.fixture(params=[True, False], ids=["cpu", "accelerator"])
 def backend(request, monkeypatch):
     """The programs of either, compiled for a CPU."""
-    monkeypatch.setattr(_base, "on_cpu", lambda: request.param)
+    monkeypatch.setattr(_numerics, "on_cpu", lambda: request.param)
     monkeypatch.setattr(_noise, "on_cpu", lambda: request.param)
     monkeypatch.setattr(_noise, "LARGE_DRAW", 4)
 
@@ -331,7 +331,7 @@ def test_contract(backend, shape, axes, dtype):
     w = jax.random.normal(keys[0], shape)
     x = jax.random.normal(keys[1], (*shape[len(shape) - axes :], 5, 2), dtype)
     expected = np.tensordot(np.float64(w), np.float64(x), axes)
-    found = _base.contract(w, x, axes)
+    found = _numerics.contract(w, x, axes)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=2e-6)
 

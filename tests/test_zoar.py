@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import zojax
-from zojax import _base, perturbations
+from zojax import _numerics, perturbations
+from zojax._estimators import zoar as module
 
 KEY = 11
 GAUSSIAN = perturbations.gaussian()
@@ -152,7 +153,8 @@ def test_estimates_equal_the_definition(kwargs):
 
 
 def test_estimates_equal_the_definition_as_an_accelerator_computes_them(monkeypatch):
-    monkeypatch.setattr(_base, "on_cpu", lambda: False)
+    for where in (_numerics, module):
+        monkeypatch.setattr(where, "on_cpu", lambda: False)
     u = directions(GAUSSIAN, T, K, jnp.zeros(D))
     mus = [SCHEDULE(t) for t in range(T)]
     expected = definition(objective, POINTS, u, mus, history_size=5)

@@ -1,10 +1,19 @@
 """zojax: zeroth-order gradient estimators as optax gradient transformations."""
 
 from zojax import perturbations, queries, weights
-from zojax._base import QueryLog, Sampler
-from zojax.aligned_projection import AlignedProjectionState, aligned_projection
-from zojax.dap import DapState, dap
+from zojax._check_smoothing import check_smoothing
+from zojax._estimators.aligned_projection import (
+    AlignedProjectionState,
+    aligned_projection,
+)
+from zojax._estimators.dap import DapState, dap
+from zojax._estimators.log import QueryLog
+from zojax._estimators.reinforce import ReinforceState, gaussian_log_density, reinforce
+from zojax._estimators.two_point import TwoPointState, mezo, spsa, two_point
+from zojax._estimators.zoar import ZoarState, zoar
+from zojax._radazo import ScaleByRadazoState, radazo, scale_by_radazo
 from zojax.perturbations import PerturbedArray, materialize
+from zojax.perturbations._sampler import Sampler
 from zojax.queries import (
     Estimate,
     as_gradient,
@@ -13,11 +22,6 @@ from zojax.queries import (
     evaluate,
     evaluate_at,
 )
-from zojax.radazo import ScaleByRadazoState, radazo, scale_by_radazo
-from zojax.reinforce import ReinforceState, gaussian_log_density, reinforce
-from zojax.smoothing import check_smoothing
-from zojax.two_point import TwoPointState, mezo, spsa, two_point
-from zojax.zoar import ZoarState, zoar
 
 __version__ = "0.1.0"
 

@@ -17,19 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zojax._base import (
-    PyTree,
-    Sampler,
-    canonical_key,
-    check_params,
-    contract,
-    direction_shapes,
-    is_none,
-    step_key,
-    value_dtype,
-    wide_dtype,
-)
-from zojax._spread import (
+from zojax._checks import check_int
+from zojax._keys import canonical_key, step_key
+from zojax._mesh_axis import (
     from_all,
     from_first,
     on_axis,
@@ -38,6 +28,9 @@ from zojax._spread import (
     total,
     zeros_beside,
 )
+from zojax._numerics import PyTree, contract, is_none, value_dtype, wide_dtype
+from zojax._objective import check_params
+from zojax.perturbations._sampler import Sampler
 
 __all__ = [
     "Estimate",
@@ -51,6 +44,41 @@ __all__ = [
     "evaluate_at",
     "map_directions",
 ]
+
+
+def check_queries(
+    sampler: Sampler,
+    num_directions: int,
+    chunk_size: int | None,
+    axis_name: str | None = None,
+) -> None:
+    """Checks the arguments that every estimator shares."""
+    if not callable(sampler):
+        raise ValueError(
+            "sampler must be a callable (key, k, num_directions, params) -> direction,"
+            f" as zojax.perturbations.gaussian() returns, got {sampler!r}"
+        )
+    check_int("num_directions", num_directions, 1)
+    if chunk_size is not None:
+        check_int("chunk_size", chunk_size, 1, " or None")
+    if axis_name is not None and not isinstance(axis_name, str):
+        raise ValueError(
+            f"axis_name must be the name of a mesh axis or None, got {axis_name!r}"
+        )
+    check = getattr(sampler, "check_num_directions", None)
+    if check is not None:
+        check(num_directions)
+
+
+def direction_shapes(params: PyTree, sampler: Sampler, num_directions: int) -> PyTree:
+    """Shapes of a direction, in at least float32; raises where params do not fit."""
+    like = jax.eval_shape(
+        lambda: sampler(
+            canonical_key(0), jnp.zeros((), jnp.int32), num_directions, params
+        )
+    )
+    wide = lambda v: jax.ShapeDtypeStruct(v.shape, wide_dtype(v.dtype))
+    return jax.tree.map(wide, like)
 
 
 class Estimate(NamedTuple):

@@ -12,12 +12,12 @@ depends on the leaf's path alone, then cast: two leaves of one shape differ, and
 or freezing a leaf leaves the draws of the others as they are.
 """
 
-from zojax.perturbations._factored import LowRankArray
-from zojax.perturbations.composed import aligned, restrict
-from zojax.perturbations.designs import orthogonal, simplex
-from zojax.perturbations.independent import coordinate, gaussian, rademacher, sphere
-from zojax.perturbations.lazy import PerturbedArray, lazy, materialize
-from zojax.perturbations.low_rank import low_rank
+from zojax.perturbations._composed import aligned, restrict
+from zojax.perturbations._designs import orthogonal, simplex
+from zojax.perturbations._independent import coordinate, gaussian, rademacher, sphere
+from zojax.perturbations._lazy import PerturbedArray, lazy, materialize
+from zojax.perturbations._low_rank.array import LowRankArray
+from zojax.perturbations._low_rank.sampler import low_rank
 
 __all__ = [
     "LowRankArray",

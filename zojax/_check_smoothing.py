@@ -7,8 +7,10 @@ import warnings
 import jax
 import jax.numpy as jnp
 
-from zojax._base import PyTree, Sampler, canonical_key, is_none, wide_dtype
+from zojax._keys import canonical_key
+from zojax._numerics import PyTree, is_none, wide_dtype
 from zojax.perturbations import rademacher
+from zojax.perturbations._sampler import Sampler
 from zojax.queries import perturb
 
 __all__ = ["check_smoothing"]

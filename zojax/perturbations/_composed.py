@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zojax._base import PyTree, Sampler, normalize, reciprocal, tree_dot
-from zojax.perturbations._noise import fair_signs, purpose_key
-from zojax.perturbations.independent import gaussian
+from zojax._keys import purpose_key
+from zojax._numerics import PyTree, normalize, reciprocal, tree_dot
+from zojax.perturbations._independent import gaussian
+from zojax.perturbations._noise import fair_signs
+from zojax.perturbations._sampler import Sampler
 
 
 def _inherit_check(draw: Sampler, base: Sampler) -> Sampler:

@@ -10,15 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zojax._base import PyTree, Sampler, wide_dtype
-from zojax.perturbations._noise import (
-    draw_slices,
-    leaf_keys,
-    placed_like,
-    slice_keys,
-    trainable,
-)
-from zojax.perturbations.composed import broadcast_mask, check_mask
+from zojax._keys import leaf_keys, slice_keys
+from zojax._numerics import PyTree, wide_dtype
+from zojax.perturbations._composed import broadcast_mask, check_mask
+from zojax.perturbations._entries import trainable
+from zojax.perturbations._noise import draw_slices
+from zojax.perturbations._placement import placed_like
+from zojax.perturbations._sampler import Sampler
 
 __all__ = ["PerturbedArray", "lazy", "materialize"]
 

@@ -9,9 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zojax import _base, queries, weights
-from zojax._base import Number, PyTree, QueryLog, Sampler
+from zojax import queries, weights
+from zojax._checks import check_int, check_number, check_option
+from zojax._estimators.log import QueryLog, check_aux_arguments, init_log, update_log
+from zojax._keys import key_data, step_key
+from zojax._numerics import Number, PyTree, number_at, tree_dot, wide_dtype
+from zojax._objective import bind_value_fn, check_params
 from zojax.perturbations import gaussian, sphere
+from zojax.perturbations._sampler import Sampler
+from zojax.queries import check_queries, direction_shapes
 
 __all__ = ["ReinforceState", "gaussian_log_density", "reinforce"]
 
@@ -47,7 +53,7 @@ def gaussian_log_density(offset: PyTree, smoothing: jax.Array) -> jax.Array:
     Source: arXiv 2506.14460, Theorem 3.1 (the policy of zeroth-order optimisation).
     """
     d = sum(leaf.size for leaf in jax.tree.leaves(offset))
-    squared = _base.tree_dot(offset, offset)
+    squared = tree_dot(offset, offset)
     return -squared / (2 * smoothing**2) - d * jnp.log(
         smoothing * math.sqrt(2 * math.pi)
     )
@@ -116,52 +122,50 @@ def reinforce(
 
     Source: arXiv 2506.14460, Theorems 3.1 to 3.3 and B.4.
     """
-    _base.check_number("smoothing", smoothing, 0.0)
-    _base.check_option("baseline", baseline, BASELINES)
-    _base.check_option("search", search, SEARCHES)
+    check_number("smoothing", smoothing, 0.0)
+    check_option("baseline", baseline, BASELINES)
+    check_option("search", search, SEARCHES)
     if sampler is None:
         sampler = gaussian() if search == "gaussian" else sphere()
-    _base.check_queries(sampler, num_directions, chunk_size, axis_name)
+    check_queries(sampler, num_directions, chunk_size, axis_name)
     if baseline != "value":
-        _base.check_int(
-            "num_directions", num_directions, 2, f" with baseline={baseline!r}"
-        )
-    _base.check_aux_arguments(has_aux, aux_like)
-    key = _base.key_data(key)
+        check_int("num_directions", num_directions, 2, f" with baseline={baseline!r}")
+    check_aux_arguments(has_aux, aux_like)
+    key = key_data(key)
     uses_base = baseline == "value"
 
     def init_fn(params):
-        _base.check_params(params)
-        _base.direction_shapes(params, sampler, num_directions)  # fails early
+        check_params(params)
+        direction_shapes(params, sampler, num_directions)  # fails early
         return ReinforceState(
             jnp.array(key),
             jnp.zeros((), jnp.int32),
-            _base.init_log(aux_like, uses_base),
+            init_log(aux_like, uses_base),
         )
 
     def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):
         del updates
-        objective = _base.bind_value_fn(value_fn, params, extra_args)
-        mu = _base.number_at(smoothing, state.count)
-        step_key = _base.step_key(state.key, state.count)
+        objective = bind_value_fn(value_fn, params, extra_args)
+        mu = number_at(smoothing, state.count)
+        key_now = step_key(state.key, state.count)
         one = jnp.ones((), mu.dtype)
 
         def scores(key, k, num_directions, params):
             """Rows grad_theta log pi_theta(x_k), times mu to be of order one."""
             u = sampler(key, k, num_directions, params)
             # In terms of x - theta, which rounding of x would spoil.
-            offset = jax.tree.map(lambda v: mu * v.astype(_base.wide_dtype(v.dtype)), u)
+            offset = jax.tree.map(lambda v: mu * v.astype(wide_dtype(v.dtype)), u)
             toward_x = jax.grad(gaussian_log_density)(offset, mu)
             return jax.tree.map(lambda s: -mu * s, toward_x)
 
         def squared_norm(u):
-            return _base.tree_dot(u, u).astype(mu.dtype)
+            return tree_dot(u, u).astype(mu.dtype)
 
         values, aux = queries.evaluate(
             objective,
             params,
             sampler,
-            step_key,
+            key_now,
             num_directions,
             mu,
             chunk_size=chunk_size,
@@ -178,7 +182,7 @@ def reinforce(
                 squared_norm,
                 params,
                 sampler,
-                step_key,
+                key_now,
                 num_directions,
                 chunk_size=chunk_size,
                 axis_name=axis_name,
@@ -198,7 +202,7 @@ def reinforce(
             importance * advantages,
             params,
             scores,
-            step_key,
+            key_now,
             num_directions,
             chunk_size=chunk_size,
             axis_name=axis_name,
@@ -206,7 +210,7 @@ def reinforce(
         return queries.as_gradient(sums, params), ReinforceState(
             key=state.key,
             count=optax.safe_increment(state.count),
-            log=_base.update_log(state.log, values, base, aux),
+            log=update_log(state.log, values, base, aux),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

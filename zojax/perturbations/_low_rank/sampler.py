@@ -9,17 +9,21 @@ import string
 import jax
 import jax.numpy as jnp
 
-from zojax._base import Sampler, check_int, contract, wide_dtype
-from zojax.perturbations._factored import (
+from zojax._checks import check_int
+from zojax._keys import leaf_keys
+from zojax._numerics import contract, wide_dtype
+from zojax.perturbations._entries import cast_like, trainable
+from zojax.perturbations._independent import gaussian
+from zojax.perturbations._low_rank.array import (
+    HIGHEST,
     LowRankArray,
     add_scaled,
-    of_factors,
     product,
 )
-from zojax.perturbations._noise import cast_like, leaf_keys, placed_like, trainable
-from zojax.perturbations.independent import gaussian
+from zojax.perturbations._low_rank.interpreter import of_factors
+from zojax.perturbations._placement import placed_like
+from zojax.perturbations._sampler import Sampler
 
-HIGHEST = jax.lax.Precision.HIGHEST
 # So many outer products are added elementwise, which fuses with the update of params
 # where a product of matrices would be kept.
 _FEW = 16

@@ -9,15 +9,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zojax._base import PyTree, Sampler, is_none, reciprocal, wide_dtype, zeros_at
-from zojax.perturbations._noise import fair_signs, purpose_key
-from zojax.perturbations.lazy import (
+from zojax._keys import purpose_key
+from zojax._numerics import PyTree, is_none, reciprocal, wide_dtype, zeros_at
+from zojax.perturbations._lazy import (
     PerturbedArray,
     Term,
     add_term,
     is_term,
     materialize,
 )
+from zojax.perturbations._noise import fair_signs
+from zojax.perturbations._sampler import Sampler
 
 
 class Replayed(NamedTuple):

@@ -8,8 +8,6 @@ given value + s A B^T, formed there.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import itertools
 import string
 from collections.abc import Callable, Sequence
@@ -18,60 +16,17 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from zojax._base import PyTree, wide_dtype
-from zojax.perturbations._noise import placed_like
+from zojax._numerics import PyTree, wide_dtype
+from zojax.perturbations._low_rank.array import (
+    HIGHEST,
+    LowRankArray,
+    add_scaled,
+    formed,
+    is_factored,
+)
 
 if TYPE_CHECKING:
     from jax.extend.core import Jaxpr, JaxprEqn
-
-__all__ = ["LowRankArray", "add_scaled", "of_factors", "product"]
-
-HIGHEST = jax.lax.Precision.HIGHEST
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["value", "a", "b", "scale"],
-    meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
-class LowRankArray:
-    """value + scale * a b^T, with one pair of factors for each matrix of a stack.
-
-    Attributes:
-      value: f[..., m, n], the untouched parameter.
-      a: f[..., m, r], in at least float32.
-      b: f[..., n, r], in at least float32.
-      scale: f[], mu times the sign of the query.
-    """
-
-    value: jax.Array
-    a: jax.Array
-    b: jax.Array
-    scale: jax.Array
-
-
-def _is_factored(x: Any) -> bool:
-    return isinstance(x, LowRankArray)
-
-
-def add_scaled(value: jax.Array, scale: jax.Array, noise: jax.Array) -> jax.Array:
-    """Value + scale * noise, rounded once."""
-    wide = wide_dtype(value.dtype)
-    moved = value.astype(wide) + jnp.asarray(scale, wide) * noise.astype(wide)
-    return moved.astype(value.dtype)
-
-
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum("...mr,...nr->...mn", a, b, precision=HIGHEST)
-
-
-def _formed(x: Any) -> Any:
-    """The array that a LowRankArray stands for; anything else as it is."""
-    if not _is_factored(x):
-        return x
-    noise = placed_like(x.value, product)(x.a, x.b)
-    return add_scaled(x.value, x.scale, noise)
 
 
 # -- rules: what a primitive does to factors -------------------------------------------
@@ -97,15 +52,15 @@ def _by_axis(x: LowRankArray, along: tuple, rank: Any) -> tuple[tuple, tuple, tu
 
 def _dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
     """x W + scale (x A) B^T, axes in the order of dot_general."""
-    if _is_factored(lhs) and _is_factored(rhs):
+    if is_factored(lhs) and is_factored(rhs):
         if lhs.value.size < rhs.value.size:
-            lhs = _formed(lhs)
+            lhs = formed(lhs)
         else:
-            rhs = _formed(rhs)
+            rhs = formed(rhs)
     (contract_lhs, contract_rhs), (batch_lhs, batch_rhs) = eqn.params[
         "dimension_numbers"
     ]
-    left = _is_factored(lhs)
+    left = is_factored(lhs)
     matrix, x = (lhs, rhs) if left else (rhs, lhs)
     contracted = contract_lhs if left else contract_rhs
     batch = batch_lhs if left else batch_rhs
@@ -122,7 +77,7 @@ def _dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
     names = lambda side, ndim: [
         shared[side, i] if (side, i) in shared else next(letters) for i in range(ndim)
     ]
-    ndim = lambda x: x.value.ndim if _is_factored(x) else jnp.ndim(x)
+    ndim = lambda x: x.value.ndim if is_factored(x) else jnp.ndim(x)
     lhs_names, rhs_names = names(0, ndim(lhs)), names(1, ndim(rhs))
     summed = {shared[0, i] for i in contract_lhs}
     out = [shared[0, i] for i in batch_lhs]
@@ -229,7 +184,7 @@ def _reshape(eqn: JaxprEqn, x: LowRankArray) -> LowRankArray | None:
 
 def _gather(eqn: JaxprEqn, x: Any, indices: Any) -> Any:
     """Rows or columns of a matrix, as arrays; or matrices of a stack, as factors."""
-    if _is_factored(indices):
+    if is_factored(indices):
         return None
     params = dict(eqn.params)
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
@@ -289,11 +244,11 @@ def _scan(eqn: JaxprEqn, *inputs: Any) -> list:
     """The same loop over the parts: constants and slices stay factored."""
     params = eqn.params
     consts, init, xs = _scan_inputs(params, inputs)
-    init = [_formed(x) for x in init]
+    init = [formed(x) for x in init]
     # A slice of a matrix is a row, which has no factors of its own.
-    xs = [_formed(x) if _is_factored(x) and x.value.ndim < 3 else x for x in xs]
-    scales = [x.scale if _is_factored(x) else None for x in xs]
-    parts = [(x.value, x.a, x.b) if _is_factored(x) else x for x in xs]
+    xs = [formed(x) if is_factored(x) and x.value.ndim < 3 else x for x in xs]
+    scales = [x.scale if is_factored(x) else None for x in xs]
+    parts = [(x.value, x.a, x.b) if is_factored(x) else x for x in xs]
     body = params["jaxpr"]
 
     def step(carry, parts):
@@ -302,7 +257,7 @@ def _scan(eqn: JaxprEqn, *inputs: Any) -> list:
             for part, scale in zip(parts, scales, strict=True)
         ]
         outputs = _run(body.jaxpr, body.consts, (*consts, *carry, *slices))
-        outputs = [_formed(x) for x in outputs]
+        outputs = [formed(x) for x in outputs]
         return outputs[: len(init)], outputs[len(init) :]
 
     carry, ys = jax.lax.scan(
@@ -364,10 +319,10 @@ def _run(jaxpr: Jaxpr, consts: Any, args: Any) -> list:
     for eqn in jaxpr.eqns:
         inputs = [read(v) for v in eqn.invars]
         outputs = None
-        if any(_is_factored(x) for x in inputs):
+        if any(is_factored(x) for x in inputs):
             rule = _RULES.get(eqn.primitive.name)
             outputs = None if rule is None else rule(eqn, *inputs)
-            inputs = inputs if outputs is not None else [_formed(x) for x in inputs]
+            inputs = inputs if outputs is not None else [formed(x) for x in inputs]
         if outputs is None:
             outputs = _bind(eqn, inputs)
         if not isinstance(outputs, (list, tuple)):
@@ -380,8 +335,8 @@ def of_factors(value_fn: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
     """Lets a function of arrays take LowRankArrays among its params."""
 
     def run(params):
-        leaves, structure = jax.tree.flatten(params, is_leaf=_is_factored)
-        places = [i for i, leaf in enumerate(leaves) if _is_factored(leaf)]
+        leaves, structure = jax.tree.flatten(params, is_leaf=is_factored)
+        places = [i for i, leaf in enumerate(leaves) if is_factored(leaf)]
         if not places:
             return value_fn(params)
         factored = [leaves[i] for i in places]
@@ -392,10 +347,10 @@ def of_factors(value_fn: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
                 whole[i] = array
             return value_fn(jax.tree.unflatten(structure, whole))
 
-        shapes = [jax.eval_shape(_formed, x) for x in factored]
+        shapes = [jax.eval_shape(formed, x) for x in factored]
         traced, like = jax.make_jaxpr(of_arrays, return_shape=True)(shapes)
         outputs = _run(traced.jaxpr, traced.consts, factored)
-        outputs = [_formed(x) for x in outputs]
+        outputs = [formed(x) for x in outputs]
         return jax.tree.unflatten(jax.tree.structure(like), outputs)
 
     return run

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from zojax._base import PyTree, is_none, zeros_at
+from zojax._numerics import PyTree, is_none, zeros_at
 
 
 def _is_bound(axis_name: str) -> bool:

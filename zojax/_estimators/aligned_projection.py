@@ -10,9 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zojax import _base, queries, weights
-from zojax._base import Number, PyTree, QueryLog
+from zojax import queries, weights
+from zojax._checks import check_int, check_number, check_option
+from zojax._estimators.log import QueryLog, check_aux_arguments, init_log, update_log
+from zojax._keys import key_data, step_key
+from zojax._numerics import Number, PyTree, decayed, normalize, number_at, tree_dot
+from zojax._objective import bind_value_fn, check_params
 from zojax.perturbations import orthogonal, restrict
+from zojax.queries import check_queries
 
 __all__ = ["AlignedProjectionState", "aligned_projection"]
 
@@ -90,17 +95,17 @@ def aligned_projection(
     Source: DAP (arXiv 2510.19975) with past descent directions (arXiv 1910.05268).
     """
     fresh = orthogonal() if mask is None else restrict(orthogonal(), mask)
-    _base.check_number("smoothing", smoothing, 0.0)
-    _base.check_number("decay", decay, 0.0, 1.0, low_ok=True)
-    _base.check_int("num_directions", num_directions, 2)
-    _base.check_queries(fresh, num_directions, chunk_size, axis_name)
-    _base.check_option("difference", difference, DIFFERENCES)
-    _base.check_aux_arguments(has_aux, aux_like)
-    key = _base.key_data(key)
+    check_number("smoothing", smoothing, 0.0)
+    check_number("decay", decay, 0.0, 1.0, low_ok=True)
+    check_int("num_directions", num_directions, 2)
+    check_queries(fresh, num_directions, chunk_size, axis_name)
+    check_option("difference", difference, DIFFERENCES)
+    check_aux_arguments(has_aux, aux_like)
+    key = key_data(key)
     uses_base = difference == "forward"
 
     def init_fn(params):
-        _base.check_params(params)
+        check_params(params)
         guide = queries.direction_like(params, fresh, num_directions)
         dimension = sum(leaf.size for leaf in jax.tree.leaves(guide))
         if num_directions > dimension:
@@ -111,17 +116,17 @@ def aligned_projection(
         return AlignedProjectionState(
             key=jnp.array(key),
             count=jnp.zeros((), jnp.int32),
-            log=_base.init_log(aux_like, uses_base),
+            log=init_log(aux_like, uses_base),
             guide=guide,
         )
 
     def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):
         del updates
-        objective = _base.bind_value_fn(value_fn, params, extra_args)
-        mu = _base.number_at(smoothing, state.count)
-        step_key = _base.step_key(state.key, state.count)
+        objective = bind_value_fn(value_fn, params, extra_args)
+        mu = number_at(smoothing, state.count)
+        key_now = step_key(state.key, state.count)
         dimension = sum(leaf.size for leaf in jax.tree.leaves(state.guide))
-        unit, usable = _base.normalize(state.guide, state.guide)
+        unit, usable = normalize(state.guide, state.guide)
 
         def rows(key, k, num_directions, params):
             """Row 0 is the guide; E[v v^T] is not I, which the weights undo."""
@@ -134,12 +139,12 @@ def aligned_projection(
                 unit,
             )
 
-        first = rows(step_key, 0, num_directions, params)
+        first = rows(key_now, 0, num_directions, params)
         cosines = queries.map_directions(
-            lambda v: _base.tree_dot(v, first) / dimension,
+            lambda v: tree_dot(v, first) / dimension,
             params,
             rows,
-            step_key,
+            key_now,
             num_directions,
             chunk_size=chunk_size,
             axis_name=axis_name,
@@ -157,7 +162,7 @@ def aligned_projection(
             objective,
             params,
             rows,
-            step_key,
+            key_now,
             num_directions,
             mu,
             weigh,
@@ -170,10 +175,8 @@ def aligned_projection(
         return queries.as_gradient(result.sums, params), AlignedProjectionState(
             key=state.key,
             count=optax.safe_increment(state.count),
-            log=_base.update_log(state.log, result.values, base, aux),
-            guide=_base.decayed(
-                state.guide, result.sums, _base.number_at(decay, state.count)
-            ),
+            log=update_log(state.log, result.values, base, aux),
+            guide=decayed(state.guide, result.sums, number_at(decay, state.count)),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -7,16 +7,11 @@ import math
 import jax
 import jax.numpy as jnp
 
-from zojax._base import Sampler, reciprocal, scale, tree_dot, wide_dtype
-from zojax.perturbations._noise import (
-    by_index,
-    cast_like,
-    draw_leaves,
-    fair_signs,
-    num_entries,
-    purpose_key,
-    standard_normal,
-)
+from zojax._keys import purpose_key
+from zojax._numerics import reciprocal, scale, tree_dot, wide_dtype
+from zojax.perturbations._entries import by_index, cast_like, num_entries
+from zojax.perturbations._noise import draw_leaves, fair_signs, standard_normal
+from zojax.perturbations._sampler import Sampler
 
 
 def gaussian() -> Sampler:

@@ -8,9 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zojax import _base, queries, weights
-from zojax._base import Number, PyTree, QueryLog, Sampler
+from zojax import queries, weights
+from zojax._checks import check_int, check_number, check_option
+from zojax._estimators.log import QueryLog, check_aux_arguments, init_log, update_log
+from zojax._keys import key_data, step_key
+from zojax._numerics import Number, PyTree, contract, number_at, on_cpu, value_dtype
+from zojax._objective import bind_value_fn, check_params
 from zojax.perturbations import gaussian
+from zojax.perturbations._sampler import Sampler
+from zojax.queries import check_queries, direction_shapes
 
 __all__ = ["ZoarState", "zoar"]
 
@@ -113,37 +119,37 @@ def zoar(
     Source: arXiv 2506.14460, Section 4.1, Algorithm 1.
     """
     sampler = gaussian() if sampler is None else sampler
-    _base.check_number("smoothing", smoothing, 0.0)
-    _base.check_queries(sampler, num_directions, chunk_size, axis_name)
-    _base.check_int("history_size", history_size, 0)
-    _base.check_option("storage", storage, STORAGES)
+    check_number("smoothing", smoothing, 0.0)
+    check_queries(sampler, num_directions, chunk_size, axis_name)
+    check_int("history_size", history_size, 0)
+    check_option("storage", storage, STORAGES)
     if history_size == 0 and not symmetric:
-        _base.check_int("num_directions", num_directions, 2, " with history_size=0")
-    _base.check_aux_arguments(has_aux, aux_like)
-    key = _base.key_data(key)
+        check_int("num_directions", num_directions, 2, " with history_size=0")
+    check_aux_arguments(has_aux, aux_like)
+    key = key_data(key)
     signs = (1.0, -1.0) if symmetric else (1.0,)
     keeps_sums = storage == "sums" and history_size > 0
     keeps_rows = storage == "replay" and history_size > 0
     num_slots = history_size + 1
 
     def init_fn(params):
-        _base.check_params(params)
-        _base.direction_shapes(params, sampler, num_directions)  # fails early
+        check_params(params)
+        direction_shapes(params, sampler, num_directions)  # fails early
         sums = (
             queries.direction_like(params, sampler, num_directions, (num_slots, 2))
             if keeps_sums
             else None
         )
-        zeros = lambda: jnp.zeros(num_slots, _base.value_dtype())
+        zeros = lambda: jnp.zeros(num_slots, value_dtype())
         rows = (
-            jnp.zeros((num_slots, 2, num_directions), _base.value_dtype())
+            jnp.zeros((num_slots, 2, num_directions), value_dtype())
             if keeps_rows
             else None
         )
         return ZoarState(
             key=jnp.array(key),
             count=jnp.zeros((), jnp.int32),
-            log=_base.init_log(aux_like, with_base=False),
+            log=init_log(aux_like, with_base=False),
             anchors=zeros(),
             means=zeros(),
             counts=jnp.zeros(num_slots, jnp.int32),
@@ -153,8 +159,8 @@ def zoar(
 
     def update_fn(updates, state, params=None, *, value_fn, **extra_args):
         del updates
-        objective = _base.bind_value_fn(value_fn, params, extra_args)
-        mu = _base.number_at(smoothing, state.count)
+        objective = bind_value_fn(value_fn, params, extra_args)
+        mu = number_at(smoothing, state.count)
 
         slot = state.count % num_slots
         # Slots in order of age, this step's first; of slots, the age: its own inverse.
@@ -187,7 +193,7 @@ def zoar(
             objective,
             params,
             sampler,
-            _base.step_key(state.key, state.count),
+            step_key(state.key, state.count),
             num_directions,
             mu,
             weigh,
@@ -204,14 +210,14 @@ def zoar(
             # An empty record weighs nothing, written or not. On a CPU XLA would copy
             # the history to write a slot that is read right after, unless under a
             # condition; for that a GPU would wait for its host.
-            if _base.on_cpu():
+            if on_cpu():
                 keep = lambda slots, new: slots
                 found = record.count > 0
                 sums = jax.lax.cond(found, write, keep, state.sums, result.sums)
             else:
                 sums = write(state.sums, result.sums)
             by_slot = coefficients[by_age]
-            estimate = jax.tree.map(lambda leaf: _base.contract(by_slot, leaf, 2), sums)
+            estimate = jax.tree.map(lambda leaf: contract(by_slot, leaf, 2), sums)
         if keeps_rows:
             rows = store(state.rows, record.rows)
             past, ages = by_age[1:], jnp.arange(1, num_slots)
@@ -230,7 +236,7 @@ def zoar(
         return queries.as_gradient(estimate, params), ZoarState(
             key=state.key,
             count=optax.safe_increment(state.count),
-            log=_base.update_log(state.log, result.values, None, result.aux),
+            log=update_log(state.log, result.values, None, result.aux),
             anchors=anchors,
             means=means,
             counts=counts,

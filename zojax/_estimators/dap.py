@@ -8,14 +8,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zojax import _base, queries, weights
-from zojax._base import Number, PyTree, QueryLog, Sampler
+from zojax import queries, weights
+from zojax._checks import check_int, check_number, check_option
+from zojax._estimators.log import QueryLog, check_aux_arguments, init_log, update_log
+from zojax._keys import key_data, step_key
+from zojax._numerics import Number, PyTree, decayed, number_at
+from zojax._objective import bind_value_fn, check_params
 from zojax.perturbations import aligned, gaussian, sphere
-from zojax.perturbations._replayed import (
+from zojax.perturbations._aligned_replay import (
     combine_replayed,
     replay_aligned,
     replayed_sampler,
 )
+from zojax.perturbations._sampler import Sampler
+from zojax.queries import check_queries, direction_shapes
 
 __all__ = ["DapState", "dap"]
 
@@ -119,14 +125,14 @@ def dap(
     """
     sampler = sphere() if sampler is None else sampler
     base = gaussian() if base is None else base
-    _base.check_number("smoothing", smoothing, 0.0)
-    _base.check_option("guide", guide, GUIDES)
-    _base.check_option("combine", combine, COMBINATIONS)
-    _base.check_option("storage", storage, STORAGES)
-    _base.check_option("difference", difference, DIFFERENCES)
-    _base.check_number("decay", decay, 0.0, 1.0, low_ok=True)
-    _base.check_number("split", split, 0.0, 1.0, schedule=False)
-    _base.check_int("num_directions", num_directions, 1)
+    check_number("smoothing", smoothing, 0.0)
+    check_option("guide", guide, GUIDES)
+    check_option("combine", combine, COMBINATIONS)
+    check_option("storage", storage, STORAGES)
+    check_option("difference", difference, DIFFERENCES)
+    check_number("decay", decay, 0.0, 1.0, low_ok=True)
+    check_number("split", split, 0.0, 1.0, schedule=False)
+    check_int("num_directions", num_directions, 1)
     num_rough = round(split * num_directions) if guide == "rough" else 0
     num_aligned = num_directions - num_rough
     if guide == "rough" and not 0 < num_rough < num_directions:
@@ -137,19 +143,19 @@ def dap(
         )
     if storage == "replay":
         _check_replay(guide, sampler=sampler, base=base)
-    _base.check_queries(base, num_aligned, chunk_size, axis_name)
+    check_queries(base, num_aligned, chunk_size, axis_name)
     if guide == "rough":
-        _base.check_queries(sampler, num_rough, chunk_size, axis_name)
-    _base.check_aux_arguments(has_aux, aux_like)
-    key = _base.key_data(key)
+        check_queries(sampler, num_rough, chunk_size, axis_name)
+    check_aux_arguments(has_aux, aux_like)
+    key = key_data(key)
     uses_base = difference == "forward"
     signs = (1.0,) if uses_base else (1.0, -1.0)
 
     def init_fn(params):
-        _base.check_params(params)
-        like = _base.direction_shapes(params, base, num_aligned)
+        check_params(params)
+        like = direction_shapes(params, base, num_aligned)
         if guide == "rough":
-            rough = _base.direction_shapes(params, sampler, num_rough)
+            rough = direction_shapes(params, sampler, num_rough)
             if jax.tree.structure(rough) != jax.tree.structure(like):
                 raise ValueError(
                     "sampler and base must freeze the same leaves, got directions"
@@ -158,7 +164,7 @@ def dap(
         return DapState(
             key=jnp.array(key),
             count=jnp.zeros((), jnp.int32),
-            log=_base.init_log(aux_like, uses_base),
+            log=init_log(aux_like, uses_base),
             guide=(
                 queries.direction_like(params, base, num_aligned)
                 if guide == "average"
@@ -169,9 +175,9 @@ def dap(
     def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):
         if guide == "updates" and updates is None:
             raise ValueError('updates must not be None with guide="updates"')
-        objective = _base.bind_value_fn(value_fn, params, extra_args)
-        mu = _base.number_at(smoothing, state.count)
-        step_key = _base.step_key(state.key, state.count)
+        objective = bind_value_fn(value_fn, params, extra_args)
+        mu = number_at(smoothing, state.count)
+        key_now = step_key(state.key, state.count)
         f_base, base_aux = None, None
         if uses_base:
             f_base, base_aux = queries.base_value(objective, params, value, has_aux)
@@ -187,7 +193,7 @@ def dap(
             "axis_name": axis_name,
             "has_aux": has_aux,
         }
-        rough_key, aligned_key = (jax.random.fold_in(step_key, i) for i in range(2))
+        rough_key, aligned_key = (jax.random.fold_in(key_now, i) for i in range(2))
 
         def stage(stage_sampler, stage_key, count):
             asked = params, stage_sampler, stage_key, count
@@ -236,13 +242,11 @@ def dap(
                     )
         new_guide = state.guide
         if guide == "average":
-            new_guide = _base.decayed(
-                state.guide, estimate, _base.number_at(decay, state.count)
-            )
+            new_guide = decayed(state.guide, estimate, number_at(decay, state.count))
         return queries.as_gradient(estimate, params), DapState(
             key=state.key,
             count=optax.safe_increment(state.count),
-            log=_base.update_log(
+            log=update_log(
                 state.log, values, f_base, aux if base_aux is None else base_aux
             ),
             guide=new_guide,

@@ -9,9 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zojax import _base, queries, weights
-from zojax._base import Number, PyTree, QueryLog, Sampler
+from zojax import queries, weights
+from zojax._checks import check_int, check_number, check_option
+from zojax._estimators.log import QueryLog, check_aux_arguments, init_log, update_log
+from zojax._keys import key_data, step_key
+from zojax._numerics import Number, PyTree, number_at
+from zojax._objective import bind_value_fn, check_params
 from zojax.perturbations import gaussian, rademacher
+from zojax.perturbations._sampler import Sampler
+from zojax.queries import check_queries, direction_shapes
 
 __all__ = ["TwoPointState", "mezo", "spsa", "two_point"]
 
@@ -98,32 +104,32 @@ def two_point(
     Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Section 4.1 (baselines).
     """
     sampler = gaussian() if sampler is None else sampler
-    _base.check_number("smoothing", smoothing, 0.0)
-    _base.check_queries(sampler, num_directions, chunk_size, axis_name)
-    _base.check_option("difference", difference, DIFFERENCES)
+    check_number("smoothing", smoothing, 0.0)
+    check_queries(sampler, num_directions, chunk_size, axis_name)
+    check_option("difference", difference, DIFFERENCES)
     if clip is not None:
-        _base.check_number("clip", clip, 0.0)
+        check_number("clip", clip, 0.0)
     if difference in ("mean", "leave_one_out"):
-        _base.check_int(
+        check_int(
             "num_directions", num_directions, 2, f" with difference={difference!r}"
         )
-    _base.check_aux_arguments(has_aux, aux_like)
-    key = _base.key_data(key)
+    check_aux_arguments(has_aux, aux_like)
+    key = key_data(key)
     uses_base = difference == "forward"
 
     def init_fn(params):
-        _base.check_params(params)
-        _base.direction_shapes(params, sampler, num_directions)  # fails early
+        check_params(params)
+        direction_shapes(params, sampler, num_directions)  # fails early
         return TwoPointState(
             jnp.array(key),
             jnp.zeros((), jnp.int32),
-            _base.init_log(aux_like, uses_base),
+            init_log(aux_like, uses_base),
         )
 
     def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):
         del updates
-        objective = _base.bind_value_fn(value_fn, params, extra_args)
-        mu = _base.number_at(smoothing, state.count)
+        objective = bind_value_fn(value_fn, params, extra_args)
+        mu = number_at(smoothing, state.count)
         base, base_aux = None, None
         if uses_base:
             base, base_aux = queries.base_value(objective, params, value, has_aux)
@@ -140,13 +146,13 @@ def two_point(
             if clip is None:
                 return found
             count = jnp.isfinite(values).all(axis=1).sum()
-            return weights.clip(found, _base.number_at(clip, state.count), count)
+            return weights.clip(found, number_at(clip, state.count), count)
 
         result = queries.estimate(
             objective,
             params,
             sampler,
-            _base.step_key(state.key, state.count),
+            step_key(state.key, state.count),
             num_directions,
             mu,
             weigh_and_clip,
@@ -159,7 +165,7 @@ def two_point(
         return queries.as_gradient(result.sums, params), TwoPointState(
             key=state.key,
             count=optax.safe_increment(state.count),
-            log=_base.update_log(state.log, result.values, base, aux),
+            log=update_log(state.log, result.values, base, aux),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -5,15 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from zojax._base import Sampler, wide_dtype
-from zojax.perturbations._noise import (
-    by_index,
-    cast_like,
-    draw_leaves,
-    fair_signs,
-    num_entries,
-    purpose_key,
-)
+from zojax._keys import purpose_key
+from zojax._numerics import wide_dtype
+from zojax.perturbations._entries import by_index, cast_like, num_entries
+from zojax.perturbations._noise import draw_leaves, fair_signs
+from zojax.perturbations._sampler import Sampler
 
 
 def _parity_sign(bits: jax.Array, dtype: jnp.dtype) -> jax.Array:

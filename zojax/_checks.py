@@ -1,0 +1,53 @@
+"""Checks of static arguments: errors that name the argument, the value and the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def check_number(
+    name: str,
+    value: Any,
+    low: float,
+    high: float = np.inf,
+    *,
+    low_ok: bool = False,
+    schedule: bool = True,
+) -> None:
+    """Raises unless low < value < high (low <= value with ``low_ok``).
+
+    Schedules and traced values are not known here and pass.
+    """
+    if isinstance(value, jax.core.Tracer) or (schedule and callable(value)):
+        return
+    accepted = f"a number {'>=' if low_ok else '>'} {low:g}"
+    accepted += f" and < {high:g}" if high < np.inf else ""
+    accepted += ", or a schedule" if schedule else ""
+    kinds = (int, float, np.number, np.ndarray, jax.Array)
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    if is_number and np.ndim(value) == 0:
+        number = float(value)
+        if (number >= low if low_ok else number > low) and number < high:
+            return
+    raise ValueError(f"{name} must be {accepted}, got {value!r}")
+
+
+def check_int(name: str, value: Any, minimum: int, why: str = "") -> None:
+    """Raises unless value is a Python or numpy int >= minimum."""
+    is_int = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_int or value < minimum:
+        hint = ""
+        if isinstance(value, jax.Array):
+            hint = "; under optax.inject_hyperparams name it in static_args"
+        raise ValueError(
+            f"{name} must be an int >= {minimum}{why}, got {value!r}{hint}"
+        )
+
+
+def check_option(name: str, value: Any, accepted: tuple[str, ...]) -> None:
+    """Raises unless value is one of the accepted names."""
+    if value not in accepted:
+        raise ValueError(f"{name} must be one of {accepted}, got {value!r}")

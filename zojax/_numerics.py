@@ -1,0 +1,116 @@
+"""Dtypes, sums and norms: arithmetic that is right in every dtype and on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+Number = float | jax.Array | Callable[[jax.Array], jax.Array | float]
+"""A number, or an optax schedule: step count -> number."""
+
+
+def value_dtype() -> jnp.dtype:
+    """Returns the dtype of query values: float32, or float64 under x64."""
+    return jnp.result_type(float)
+
+
+def wide_dtype(dtype: Any) -> jnp.dtype:
+    """Returns the dtype to accumulate in: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def zeros_at(x: jax.Array) -> jax.Array:
+    """Zeros that lie where x lies, on automatic axes too, where no type says where.
+
+    There a use of x says it; the branch not taken is dropped when compiled.
+    """
+    return jnp.where(jnp.zeros((), bool), x, jnp.zeros_like(x))
+
+
+def on_cpu() -> bool:
+    """Whether JAX's default backend is a CPU, to choose the faster of equal programs.
+
+    A program for another device than the default computes the same, less quickly.
+    """
+    return jax.default_backend() == "cpu"
+
+
+def contract(weights: jax.Array, x: jax.Array, axes: int = 1) -> jax.Array:
+    """Contracts the last axes of weights with the first of x, in at least float32."""
+    wide = wide_dtype(x.dtype)
+    weights, x = weights.astype(wide), x.astype(wide)
+    if on_cpu():
+        # Full precision: matrix units may round weights and directions to fewer bits.
+        return jnp.tensordot(weights, x, axes, precision=jax.lax.Precision.HIGHEST)
+    # An accelerator's product would have to read directions from memory; a sum is
+    # fused with what draws them.
+    scale = weights.reshape(weights.shape + (1,) * (x.ndim - axes))
+    return jnp.sum(scale * x, range(weights.ndim - axes, weights.ndim))
+
+
+def number_at(number: Number, count: jax.Array) -> jax.Array:
+    """Evaluates a number or schedule at a step count, in the dtype of query values."""
+    return jnp.asarray(number(count) if callable(number) else number, value_dtype())
+
+
+def is_none(x: Any) -> bool:
+    return x is None
+
+
+def tree_dot(a: PyTree, b: PyTree) -> jax.Array:
+    """Inner product over the whole tree, in at least float32."""
+
+    def leaf_dot(x: jax.Array, y: jax.Array) -> jax.Array:
+        # A plain sum, since matrix units may round products to fewer bits.
+        wide = wide_dtype(jnp.result_type(x, y))
+        return jnp.sum(x.astype(wide) * y.astype(wide))
+
+    products = jax.tree.leaves(jax.tree.map(leaf_dot, a, b))
+    return sum(products, jnp.zeros((), jnp.float32))
+
+
+def reciprocal(x: jax.Array) -> jax.Array:
+    """1/x, and 0 at 0."""
+    return jnp.where(x > 0, 1.0 / jnp.where(x > 0, x, 1.0), 0.0)
+
+
+def scale(tree: PyTree, factor: jax.Array | float) -> PyTree:
+    return jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), tree)
+
+
+def normalize(guide: PyTree, like: PyTree) -> tuple[PyTree, jax.Array]:
+    """Returns (a/|a|, True), or (0, False) where a is zero or not finite.
+
+    Entries where ``like`` is frozen (None) do not count. Dividing by max|a| first keeps
+    the norm within float32 for any guide.
+    """
+    wide = lambda x: x.astype(wide_dtype(x.dtype))
+    kept = jax.tree.map(
+        lambda v, a: None if v is None else wide(jnp.asarray(a)),
+        like,
+        guide,
+        is_leaf=is_none,
+    )
+    peaks = [jnp.max(jnp.abs(a), initial=0) for a in jax.tree.leaves(kept)]
+    peak = jnp.max(jnp.stack(peaks)) if peaks else jnp.zeros(())
+    usable = jnp.isfinite(peak) & (peak > 0)
+    bounded = jax.tree.map(
+        lambda a: jnp.where(usable, a / jnp.where(usable, peak, 1).astype(a.dtype), 0),
+        kept,
+    )
+    norm = jnp.sqrt(tree_dot(bounded, bounded))
+    return scale(bounded, reciprocal(norm)), usable
+
+
+def decayed(average: PyTree, new: PyTree, decay: jax.Array) -> PyTree:
+    """decay * average + (1 - decay) * new; an entry that would overflow stays."""
+
+    def leaf(a, g):
+        moved = (decay * a + (1 - decay) * g).astype(a.dtype)
+        return jnp.where(jnp.isfinite(moved), moved, a)
+
+    return jax.tree.map(leaf, average, new)

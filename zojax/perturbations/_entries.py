@@ -1,0 +1,58 @@
+"""The entries of a direction: leaves that are perturbed, one index range over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zojax._numerics import PyTree
+from zojax.perturbations._placement import placed_like
+
+
+def trainable(params: PyTree) -> list[tuple[str, Any]]:
+    """Returns (path, leaf) of each leaf; raises for one that cannot be perturbed."""
+    leaves = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path)
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"params{name} has dtype {jnp.result_type(leaf)}: only float leaves can"
+                " be perturbed; freeze it with zojax.perturbations.restrict"
+            )
+        leaves.append((name, leaf))
+    return leaves
+
+
+def num_entries(params: PyTree) -> int:
+    """d, the number of entries that a direction has."""
+    return sum(math.prod(jnp.shape(leaf)) for _, leaf in trainable(params))
+
+
+def cast_like(tree: PyTree, params: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, p: x.astype(jnp.result_type(p)), tree, params)
+
+
+def by_index(
+    params: PyTree, entry: Callable[[jax.Array, jnp.dtype], jax.Array]
+) -> PyTree:
+    """Builds a direction from the global index (uint32) of each entry.
+
+    Entries are numbered 0..d-1 through the leaves in tree order.
+    """
+    if num_entries(params) >= 2**31:
+        raise ValueError("designs over coordinates need fewer than 2**31 entries")
+
+    def index_at(leaf, start):
+        shape = jnp.shape(leaf)
+        number = lambda: jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+        return placed_like(leaf, lambda start: number() + start)(jnp.uint32(start))
+
+    start, leaves = 0, []
+    for _, leaf in trainable(params):
+        leaves.append(entry(index_at(leaf, start), jnp.result_type(leaf)))
+        start += math.prod(jnp.shape(leaf))
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
