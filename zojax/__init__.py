@@ -9,12 +9,14 @@ from zojax._estimators.aligned_projection import (
 from zojax._estimators.dap import DapState, dap
 from zojax._estimators.log import QueryLog
 from zojax._estimators.reinforce import ReinforceState, gaussian_log_density, reinforce
+from zojax._estimators.step import Estimator
 from zojax._estimators.two_point import TwoPointState, mezo, spsa, two_point
+from zojax._estimators.value_and_grad import value_and_grad
 from zojax._estimators.zoar import ZoarState, zoar
 from zojax._radazo import ScaleByRadazoState, radazo, scale_by_radazo
-from zojax.perturbations import PerturbedArray, materialize
-from zojax.perturbations._sampler import Sampler
+from zojax.perturbations import PerturbedArray, Sampler, materialize
 from zojax.queries import (
+    Directions,
     Estimate,
     as_gradient,
     combine,
@@ -28,7 +30,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AlignedProjectionState",
     "DapState",
+    "Directions",
     "Estimate",
+    "Estimator",
     "PerturbedArray",
     "QueryLog",
     "ReinforceState",
@@ -54,6 +58,7 @@ __all__ = [
     "scale_by_radazo",
     "spsa",
     "two_point",
+    "value_and_grad",
     "weights",
     "zoar",
 ]

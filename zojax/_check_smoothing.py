@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from zojax._keys import canonical_key
 from zojax._numerics import PyTree, is_none, wide_dtype
 from zojax.perturbations import rademacher
-from zojax.perturbations._sampler import Sampler
-from zojax.queries import perturb
+from zojax.perturbations._sampler import Sampler, check_sampler, perturb
 
 __all__ = ["check_smoothing"]
 
@@ -50,6 +49,7 @@ def check_smoothing(
     Source: rounding to nearest; MeZO in bfloat16, arXiv 2305.17333.
     """
     sampler = rademacher() if sampler is None else sampler
+    check_sampler("sampler", sampler)
     direction = sampler(canonical_key(key), 0, 1, params)
     moved = perturb(params, direction, smoothing)
 

@@ -51,3 +51,19 @@ def check_option(name: str, value: Any, accepted: tuple[str, ...]) -> None:
     """Raises unless value is one of the accepted names."""
     if value not in accepted:
         raise ValueError(f"{name} must be one of {accepted}, got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises unless value is a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def check_spreading(chunk_size: int | None, axis_name: str | None) -> None:
+    """Checks how directions share memory and devices."""
+    if chunk_size is not None:
+        check_int("chunk_size", chunk_size, 1, " or None")
+    if axis_name is not None and not isinstance(axis_name, str):
+        raise ValueError(
+            f"axis_name must be the name of a mesh axis or None, got {axis_name!r}"
+        )

@@ -1,19 +1,66 @@
-"""Directions spread over a mesh axis: which rows a device asks, and what travels.
+"""Directions spread over a mesh axis: which are a device's own, and what travels.
 
-Each device of the axis draws and asks K/n rows of its own. Two things travel: the K
-values, so that every device weighs the same numbers, and one sum of the estimate.
+Each device of the axis draws and asks K/n directions of its own. Two things travel: the
+K values, so that every device weighs the same numbers, and one sum of the estimate.
+:func:`over` is the one place that tells a mesh axis from none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from zojax._numerics import PyTree, is_none, zeros_at
+
+
+class Spread(NamedTuple):
+    """How K directions are spread over the devices of an axis.
+
+    Attributes:
+      run: (body, *args) -> body(*args), on each device; all get the same arguments, and
+        return the same.
+      own_ks: K -> indices of this device's directions, i32[K/n].
+      own: [..., K] -> this device's part, [..., K/n].
+      from_all: (tree of [K/n, ...], K) -> tree of [K, ...], the same on all.
+      from_first: what the first device has, on all.
+      total: the sum over the devices, in one collective.
+    """
+
+    run: Callable[..., Any]
+    own_ks: Callable[[int], jax.Array]
+    own: Callable[[jax.Array], jax.Array]
+    from_all: Callable[[PyTree, int], PyTree]
+    from_first: Callable[[PyTree], PyTree]
+    total: Callable[[PyTree], PyTree]
+
+
+ALONE = Spread(
+    run=lambda body, *args: body(*args),
+    own_ks=jnp.arange,
+    own=lambda weights: weights,
+    from_all=lambda stacked, num_directions: stacked,
+    from_first=lambda tree: tree,
+    total=lambda tree: tree,
+)
+
+
+def over(axis_name: str | None) -> Spread:
+    """Spreads directions over a mesh axis; None for none."""
+    if axis_name is None:
+        return ALONE
+    return Spread(
+        run=partial(_on_axis, axis_name),
+        own_ks=partial(_own_ks, axis_name),
+        own=partial(_own, axis_name),
+        from_all=partial(_from_all, axis_name),
+        from_first=partial(_from_first, axis_name),
+        total=lambda tree: jax.lax.psum(tree, axis_name),
+    )
 
 
 def _is_bound(axis_name: str) -> bool:
@@ -25,14 +72,14 @@ def _is_bound(axis_name: str) -> bool:
     return True
 
 
-def on_axis(body: Callable[..., PyTree], axis_name: str | None, *args: PyTree) -> Any:
-    """Runs body(*args) on each device of an axis; all get the same, and return it.
+def _on_axis(axis_name: str, body: Callable[..., PyTree], *args: PyTree) -> Any:
+    """Runs body(*args) on each device of the axis.
 
     Inside shard_map the axis is there already. Otherwise it is one of the mesh that
     jax.set_mesh put in force, and only this axis becomes manual: params and batch may
     be sharded over the others.
     """
-    if axis_name is None or _is_bound(axis_name):
+    if _is_bound(axis_name):
         return body(*args)
     mesh = jax.sharding.get_abstract_mesh()
     if axis_name not in mesh.axis_names:
@@ -54,10 +101,7 @@ def on_axis(body: Callable[..., PyTree], axis_name: str | None, *args: PyTree) -
     )(*args)
 
 
-def own_rows(num_directions: int, axis_name: str | None) -> jax.Array:
-    """Row indices of this device, i32[K/n]; all K without an axis."""
-    if axis_name is None:
-        return jnp.arange(num_directions)
+def _own_ks(axis_name: str, num_directions: int) -> jax.Array:
     devices = jax.lax.axis_size(axis_name)
     if num_directions % devices:
         raise ValueError(
@@ -68,19 +112,13 @@ def own_rows(num_directions: int, axis_name: str | None) -> jax.Array:
     return jax.lax.axis_index(axis_name) * own + jnp.arange(own)
 
 
-def own(weights: jax.Array, axis_name: str | None) -> jax.Array:
-    """This device's part of weights [..., K]."""
-    if axis_name is None:
-        return weights
-    rows = own_rows(weights.shape[-1], axis_name)
-    return jax.lax.dynamic_slice_in_dim(weights, rows[0], len(rows), axis=-1)
+def _own(axis_name: str, weights: jax.Array) -> jax.Array:
+    ks = _own_ks(axis_name, weights.shape[-1])
+    return jax.lax.dynamic_slice_in_dim(weights, ks[0], len(ks), axis=-1)
 
 
-def from_all(stacked: PyTree, num_directions: int, axis_name: str | None) -> PyTree:
-    """[K/n, ...] of each device -> [K, ...], the same on all."""
-    if axis_name is None:
-        return stacked
-    first = own_rows(num_directions, axis_name)[0]
+def _from_all(axis_name: str, stacked: PyTree, num_directions: int) -> PyTree:
+    first = _own_ks(axis_name, num_directions)[0]
 
     def leaf(x):
         # A sum with zeros elsewhere: unlike all_gather, it is known to be replicated.
@@ -91,10 +129,7 @@ def from_all(stacked: PyTree, num_directions: int, axis_name: str | None) -> PyT
     return jax.tree.map(leaf, stacked)
 
 
-def from_first(tree: PyTree, axis_name: str | None) -> PyTree:
-    """What the first device of an axis has, on all."""
-    if axis_name is None:
-        return tree
+def _from_first(axis_name: str, tree: PyTree) -> PyTree:
     is_first = jax.lax.axis_index(axis_name) == 0
 
     def leaf(x):
@@ -103,11 +138,6 @@ def from_first(tree: PyTree, axis_name: str | None) -> PyTree:
         return jax.lax.psum(kept, axis_name).astype(x.dtype)
 
     return jax.tree.map(leaf, tree)
-
-
-def total(tree: PyTree, axis_name: str | None) -> PyTree:
-    """Sum over the devices of an axis, in one collective."""
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
 def zeros_beside(shapes: PyTree, params: PyTree, *varying: jax.Array) -> PyTree:

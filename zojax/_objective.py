@@ -1,15 +1,16 @@
-"""The objective: which extra args it gets, and what params it takes."""
+"""The objective: which extra args it gets, and what it has to answer."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from zojax._numerics import PyTree
+from zojax._numerics import PyTree, value_dtype
 
 
 def check_params(params: PyTree) -> None:
@@ -17,7 +18,7 @@ def check_params(params: PyTree) -> None:
     if params is None:
         raise ValueError(
             "zojax estimators perturb params: call"
-            " update(updates, state, params, value_fn=...)"
+            " update(updates, state, params, value_fn=...), got params=None"
         )
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
@@ -29,22 +30,44 @@ def check_params(params: PyTree) -> None:
         )
 
 
-def bind_value_fn(
-    value_fn: Callable[..., Any], params: PyTree, extra_args: Mapping[str, Any]
-) -> Callable[[PyTree], Any]:
-    """Returns params -> value_fn(params, **the extra args that value_fn names)."""
-    check_params(params)
-    if not callable(value_fn):
-        raise ValueError(f"value_fn must be callable, got {value_fn!r}")
+class Objective(NamedTuple):
+    """A value_fn whose extra args are bound.
+
+    Attributes:
+      call: (params, query key or None) -> what value_fn returns.
+      takes_key: whether value_fn names ``query_key``.
+      has_aux: whether it returns (value, aux).
+    """
+
+    call: Callable[[PyTree, jax.Array | None], Any]
+    takes_key: bool
+    has_aux: bool
+
+
+RESERVED = ("value", "values")
+
+
+def _parameters(value_fn: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
-        signature = inspect.signature(value_fn)
+        return list(inspect.signature(value_fn).parameters.values())
     except (TypeError, ValueError):
         raise ValueError(
             f"value_fn {value_fn!r} has no readable signature: wrap it in a function"
             " that names its arguments"
         ) from None
+
+
+def bind_value_fn(
+    value_fn: Callable[..., Any],
+    extra_args: Mapping[str, Any],
+    has_aux: bool,
+) -> Objective:
+    """Binds those extra args that value_fn names; raises where that cannot be told."""
+    if not callable(value_fn):
+        raise ValueError(f"value_fn must be callable, got {value_fn!r}")
     kinds = inspect.Parameter
-    named = list(signature.parameters.values())
+    named = _parameters(value_fn)
+    signature = "(" + ", ".join(str(p) for p in named) + ")"
     if any(p.kind is kinds.VAR_KEYWORD for p in named):
         raise ValueError(
             f"value_fn {signature} takes **kwargs, so the data it needs cannot be told"
@@ -53,13 +76,64 @@ def bind_value_fn(
     if not named or named[0].kind is kinds.KEYWORD_ONLY:
         raise ValueError(f"value_fn {signature} must take params as first argument")
     data = [p for p in named[1:] if p.kind is not kinds.VAR_POSITIONAL]
+    taken = [p.name for p in data if p.name in RESERVED]
+    if taken:
+        raise ValueError(
+            f"value_fn {signature} names {taken}, which update() keeps for f(params)"
+            " (value) and for answers to ask (values): rename the argument"
+        )
     keyword = [p for p in data if p.kind is not kinds.POSITIONAL_ONLY]
     known = {p.name for p in keyword if p.name in extra_args}
-    missing = [p.name for p in data if p.default is kinds.empty and p.name not in known]
+    takes_key = "query_key" in {p.name for p in keyword} - known
+    given = known | ({"query_key"} if takes_key else set())
+    missing = [p.name for p in data if p.default is kinds.empty and p.name not in given]
     if missing:
         raise ValueError(
             f"value_fn {signature} needs {missing}, which update() was not given: pass"
             f" them as keyword arguments; it was given {sorted(extra_args)}"
         )
     kwargs = {name: extra_args[name] for name in known}
-    return lambda at: value_fn(at, **kwargs)
+
+    def call(at, query_key):
+        own = {"query_key": query_key} if takes_key else {}
+        return value_fn(at, **kwargs, **own)
+
+    return Objective(call, takes_key, has_aux)
+
+
+def as_objective(value_fn: Callable[..., Any] | Objective, has_aux: bool) -> Objective:
+    """An objective from a value_fn of params, and perhaps of ``query_key``."""
+    if isinstance(value_fn, Objective):
+        return value_fn
+    if not callable(value_fn):
+        raise ValueError(f"value_fn must be callable, got {value_fn!r}")
+    try:
+        takes_key = "query_key" in inspect.signature(value_fn).parameters
+    except (TypeError, ValueError):  # a builtin, say
+        takes_key = False
+
+    def call(at, query_key):
+        return value_fn(at, query_key=query_key) if takes_key else value_fn(at)
+
+    return Objective(call, takes_key, has_aux)
+
+
+def answer_of(result: Any, has_aux: bool) -> tuple[jax.Array, PyTree]:
+    """(value, aux) of what value_fn returned, the value in the dtype of values."""
+    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+        raise ValueError(
+            f"value_fn must return (value, aux) with has_aux=True, got {type(result)}"
+        )
+    value, aux = result if has_aux else (result, None)
+    if isinstance(value, tuple):
+        raise ValueError(
+            "value_fn must return a scalar, got a tuple: pass has_aux=True if it"
+            " returns (value, aux)"
+        )
+    value = jnp.asarray(value)
+    if value.shape != () or jnp.issubdtype(value.dtype, jnp.complexfloating):
+        raise ValueError(
+            "value_fn must return a real scalar, got shape"
+            f" {value.shape} and dtype {value.dtype}"
+        )
+    return value.astype(value_dtype()), aux

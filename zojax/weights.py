@@ -55,12 +55,12 @@ def _masked(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def forward(values: jax.Array, base: jax.Array, smoothing: jax.Array) -> jax.Array:
+def forward(values: jax.Array, at_params: jax.Array, smoothing: jax.Array) -> jax.Array:
     """Forward difference: w_k = [f(theta + mu v_k) - f(theta)] / (K mu).
 
     Args:
       values: f[K], the objective at the perturbed points.
-      base: f[], the objective at params.
+      at_params: f[], the objective at params.
       smoothing: f[], mu.
 
     Returns:
@@ -74,7 +74,7 @@ def forward(values: jax.Array, base: jax.Array, smoothing: jax.Array) -> jax.Arr
 
     Source: arXiv 2510.19975, Equation 1.
     """
-    return _mean_of(values - base, smoothing)
+    return _mean_of(values - at_params, smoothing)
 
 
 def central(plus: jax.Array, minus: jax.Array, smoothing: jax.Array) -> jax.Array:
@@ -100,7 +100,7 @@ def central(plus: jax.Array, minus: jax.Array, smoothing: jax.Array) -> jax.Arra
 
 
 def clip(
-    weights: jax.Array, bound: jax.Array, count: jax.Array | int | None = None
+    weights: jax.Array, bound: jax.Array, num_finite: jax.Array | int | None = None
 ) -> jax.Array:
     """Bounds each directional derivative: K w_k is kept in [-bound, bound].
 
@@ -110,7 +110,7 @@ def clip(
     Args:
       weights: f[K], weights of two-point estimates, derivatives over K.
       bound: f[], of a directional derivative.
-      count: i[], how many values are finite; K by default.
+      num_finite: i[], how many values are finite; K by default.
 
     Returns:
       f[K].
@@ -123,8 +123,9 @@ def clip(
 
     Source: clipping of gradients (arXiv 1211.5063), along one direction.
     """
-    count = jnp.maximum(weights.shape[-1] if count is None else count, 1)
-    limit = jnp.asarray(bound, weights.dtype) / count.astype(weights.dtype)
+    number = weights.shape[-1] if num_finite is None else num_finite
+    number = jnp.maximum(number, 1).astype(weights.dtype)
+    limit = jnp.asarray(bound, weights.dtype) / number
     return jnp.clip(weights, -limit, limit)
 
 
@@ -261,25 +262,31 @@ class Record(NamedTuple):
     """What one step leaves in a ZoAR history, in K weights and three scalars.
 
     Attributes:
-      rows: f[2, K], weights of S = sum (y - m) u / mu and of T = sum u / mu.
+      weights: f[2, K], of S = sum (y - m) u / mu and of T = sum u / mu.
       anchor: f[], the step's first finite value.
       mean: f[], m - anchor, m the mean of the step's finite values.
-      count: i32[], the number of finite values.
+      num_finite: i32[], the number of finite values.
     """
 
-    rows: jax.Array
+    weights: jax.Array
     anchor: jax.Array
     mean: jax.Array
-    count: jax.Array
+    num_finite: jax.Array
 
 
-def record(values: jax.Array, signs: jax.Array, smoothing: jax.Array) -> Record:
+def record(
+    values: jax.Array,
+    sides: jax.Array,
+    smoothing: jax.Array,
+    bound: jax.Array | None = None,
+) -> Record:
     """Regroups a step's pairs (s_p u_k, y_kp) around their own mean.
 
     Args:
       values: f[K, P], the objective at theta + mu s_p u_k.
-      signs: f[P], the sides s_p.
+      sides: f[P], the s_p.
       smoothing: f[], mu.
+      bound: f[], of (y - m) / mu, averaged over the sides; None for none.
 
     Returns:
       A :class:`Record`; all zero if no value is finite.
@@ -288,35 +295,44 @@ def record(values: jax.Array, signs: jax.Array, smoothing: jax.Array) -> Record:
       >>> import jax.numpy as jnp
       >>> from zojax import weights
       >>> r = weights.record(jnp.array([[2.0], [4.0]]), jnp.ones(1), 0.5)
-      >>> print(r.rows.tolist(), float(r.anchor + r.mean), int(r.count))
+      >>> print(r.weights.tolist(), float(r.anchor + r.mean), int(r.num_finite))
       [[-2.0, 2.0], [2.0, 2.0]] 3.0 2
 
     Source: arXiv 2506.14460, Section 4.1, regrouped.
     """
     z, finite, anchor = _anchored(values)
-    count = finite.sum(dtype=jnp.int32)
+    num_finite = finite.sum(dtype=jnp.int32)
     mean = _mean(z, finite)
-    centred = jnp.sum(jnp.where(finite, z - mean, 0) * signs, axis=-1)
-    plain = jnp.sum(finite * signs, axis=-1)
-    rows = jnp.stack([centred, plain]) / smoothing
-    return Record(_masked(rows), anchor, mean, count)
+    centred = jnp.sum(jnp.where(finite, z - mean, 0) * sides, axis=-1)
+    if bound is not None:
+        limit = values.shape[1] * bound * smoothing
+        centred = jnp.clip(centred, -limit, limit)
+    plain = jnp.sum(finite * sides, axis=-1)
+    weights = jnp.stack([centred, plain]) / smoothing
+    return Record(_masked(weights), anchor, mean, num_finite)
 
 
 def history(
-    anchors: jax.Array, means: jax.Array, counts: jax.Array, *, leave_one_out: bool
+    anchors: jax.Array,
+    means: jax.Array,
+    num_finite: jax.Array,
+    *,
+    leave_one_out: bool,
+    limits: jax.Array | None = None,
 ) -> jax.Array:
     """Weights of each record's S and T in the ZoAR estimate.
 
-    With m_n = anchor_n + mean_n, M = sum_n count_n and b = sum_n count_n m_n / M,
+    With m_n = anchor_n + mean_n, M = sum_n M_n and b = sum_n M_n m_n / M,
 
         g = (1/M) sum_n [S_n + (m_n - b) T_n].
 
     Args:
       anchors: f[N].
       means: f[N].
-      counts: i32[N], 0 for an empty record.
+      num_finite: i32[N], the M_n; 0 for an empty record.
       leave_one_out: multiply by M/(M-1), which undoes the shrinkage of a mean that
         includes its own samples.
+      limits: f[N], of m_n - b; None for none.
 
     Returns:
       f[N, 2], coefficients of (S_n, T_n); zero for empty records.
@@ -331,12 +347,14 @@ def history(
 
     Source: arXiv 2506.14460, Section 4.1 (averaged baseline and query reuse).
     """
-    present = counts > 0
-    shares = counts.astype(means.dtype)
+    present = num_finite > 0
+    shares = num_finite.astype(means.dtype)
     reference = anchors[jnp.argmax(present)]
     level = jnp.where(present, (anchors - reference) + means, 0)
     total = shares.sum()
     baseline = jnp.sum(shares / jnp.maximum(total, 1) * level)
     offset = jnp.where(present, level - baseline, 0)
+    if limits is not None:
+        offset = jnp.clip(offset, -limits, limits)
     divisor = jnp.maximum(total - 1 if leave_one_out else total, 1)
     return _masked(jnp.stack([present.astype(means.dtype), offset], axis=-1) / divisor)

@@ -8,20 +8,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from zojax import queries, weights
+from zojax import weights
 from zojax._checks import check_int, check_number, check_option
-from zojax._estimators.log import QueryLog, check_aux_arguments, init_log, update_log
-from zojax._keys import key_data, step_key
+from zojax._directions import Directions, dimension, direction_like, map_directions
+from zojax._estimators.differences import AT_PARAMS, sides_of
+from zojax._estimators.log import QueryLog
+from zojax._estimators.rounds import Round, check_settings
+from zojax._estimators.step import Estimator, estimator
 from zojax._numerics import Number, PyTree, decayed, normalize, number_at, tree_dot
-from zojax._objective import bind_value_fn, check_params
-from zojax.perturbations import orthogonal, restrict
-from zojax.queries import check_queries
-
-__all__ = ["AlignedProjectionState", "aligned_projection"]
-
-DIFFERENCES = ("forward", "central")
+from zojax.perturbations import Sampler, from_rows, orthogonal
 
 
 class AlignedProjectionState(NamedTuple):
@@ -33,19 +29,38 @@ class AlignedProjectionState(NamedTuple):
     guide: PyTree  # like params, at least float32; None at frozen leaves
 
 
+def _led_by(guide: PyTree, usable: jax.Array, fresh: Sampler, d: int) -> Sampler:
+    """Row 0 is the unit guide at length sqrt(d), the others are fresh.
+
+    E[v v^T] is not I, which the weights undo.
+    """
+
+    def row(key, k, num_directions, params):
+        is_guide = (jnp.asarray(k) == 0) & usable
+        return jax.tree.map(
+            lambda v, a: jnp.where(is_guide, math.sqrt(d) * a, v).astype(v.dtype),
+            fresh(key, k, num_directions, params),
+            guide,
+        )
+
+    return from_rows(row, design="joint")
+
+
 def aligned_projection(
     smoothing: Number,
     num_directions: int,
     *,
     key: jax.Array | int,
     decay: Number = 0.9,
-    mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    sampler: Sampler | None = None,
     difference: str = "forward",
+    clip: Number | None = None,
+    shaping: Callable[[jax.Array], jax.Array] | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     has_aux: bool = False,
     aux_like: PyTree = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Estimator:
     """Projects the gradient on a decayed average of past estimates and fresh rows.
 
     Row 0 is the guide a at length sqrt(d), rows 1..K-1 are orthogonal(); with P the
@@ -67,19 +82,15 @@ def aligned_projection(
       num_directions: K >= 2, at most the number of trainable entries.
       key: a threefry key (typed or uint32[2]) or an int seed.
       decay: 0 <= decay < 1, or a schedule; 0.7 to 0.9 suits.
-      mask: which leaves are trainable, as in :func:`zojax.perturbations.restrict`;
-        None for all.
+      sampler: of the fresh rows, a design of orthogonal ones: orthogonal() by default,
+        restrict(orthogonal(), mask) to freeze leaves.
       difference: "forward" or "central".
-      chunk_size: how many directions live at once; None for all.
-      axis_name: mesh axis that the directions are spread over, see
-        :func:`zojax.evaluate`; None for none.
-      has_aux: whether value_fn returns (value, aux).
-      aux_like: arrays or ShapeDtypeStructs shaped like the aux, to keep that of the
-        step's first query in ``state.log.aux``; None drops it.
+      clip, shaping, chunk_size, axis_name, has_aux, aux_like: as in
+        :func:`two_point`; no shaping with forward differences.
 
     Returns:
-      An optax.GradientTransformationExtraArgs whose update has the structure, shapes
-      and dtypes of params.
+      An :class:`zojax.Estimator` whose update has the structure, shapes and dtypes of
+      params.
 
     Raises:
       ValueError: for a static argument out of its range.
@@ -94,89 +105,65 @@ def aligned_projection(
 
     Source: DAP (arXiv 2510.19975) with past descent directions (arXiv 1910.05268).
     """
-    fresh = orthogonal() if mask is None else restrict(orthogonal(), mask)
-    check_number("smoothing", smoothing, 0.0)
+    sampler = orthogonal() if sampler is None else sampler
     check_number("decay", decay, 0.0, 1.0, low_ok=True)
+    check_option("difference", difference, AT_PARAMS)
+    asks_params = difference == "forward"
+    settings = check_settings(
+        key,
+        smoothing,
+        clip,
+        shaping,
+        chunk_size,
+        axis_name,
+        has_aux,
+        aux_like,
+        asks_params=asks_params,
+    )
+    V = Directions(sampler, settings.key, num_directions)
     check_int("num_directions", num_directions, 2)
-    check_queries(fresh, num_directions, chunk_size, axis_name)
-    check_option("difference", difference, DIFFERENCES)
-    check_aux_arguments(has_aux, aux_like)
-    key = key_data(key)
-    uses_base = difference == "forward"
+    if sampler.design != "orthogonal":
+        raise ValueError(
+            "sampler must be a design of orthogonal directions, orthogonal() or"
+            f" restrict(orthogonal(), mask), got {sampler!r}"
+        )
+    sides = sides_of(difference)
 
-    def init_fn(params):
-        check_params(params)
-        guide = queries.direction_like(params, fresh, num_directions)
-        dimension = sum(leaf.size for leaf in jax.tree.leaves(guide))
-        if num_directions > dimension:
+    def init(params):
+        d = dimension(params, V)
+        if num_directions > d:
             raise ValueError(
-                f"num_directions must be at most the {dimension} trainable entries,"
-                f" got {num_directions}"
+                f"num_directions must be at most the {d} trainable entries, got"
+                f" {num_directions}"
             )
-        return AlignedProjectionState(
-            key=jnp.array(key),
-            count=jnp.zeros((), jnp.int32),
-            log=init_log(aux_like, uses_base),
-            guide=guide,
-        )
+        return {"guide": direction_like(params, V)}
 
-    def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):
-        del updates
-        objective = bind_value_fn(value_fn, params, extra_args)
-        mu = number_at(smoothing, state.count)
-        key_now = step_key(state.key, state.count)
-        dimension = sum(leaf.size for leaf in jax.tree.leaves(state.guide))
-        unit, usable = normalize(state.guide, state.guide)
+    def body(step):
+        mu, guide = step.smoothing, step.state.guide
+        d = sum(leaf.size for leaf in jax.tree.leaves(guide))
+        unit, usable = normalize(guide, guide)
+        fresh = step.directions(sampler, num_directions)
+        V = step.directions(_led_by(unit, usable, fresh.sampler, d), num_directions)
+        first = V.sampler(V.typed_key, 0, num_directions, step.params)
+        cosine = lambda v: tree_dot(v, first) / d
+        cosines = map_directions(cosine, step.params, V)
 
-        def rows(key, k, num_directions, params):
-            """Row 0 is the guide; E[v v^T] is not I, which the weights undo."""
-            is_guide = (jnp.asarray(k) == 0) & usable
-            return jax.tree.map(
-                lambda v, a: jnp.where(is_guide, math.sqrt(dimension) * a, v).astype(
-                    v.dtype
-                ),
-                fresh(key, k, num_directions, params),
-                unit,
-            )
+        def weigh(values, at_params):
+            other = at_params if asks_params else values[:, 1]
+            slopes = (values[:, 0] - other) / (mu if asks_params else 2 * mu)
+            if step.bound is not None:
+                slopes = jnp.clip(slopes, -step.bound, step.bound)
+            return weights.projection(slopes, cosines.astype(slopes.dtype), d)
 
-        first = rows(key_now, 0, num_directions, params)
-        cosines = queries.map_directions(
-            lambda v: tree_dot(v, first) / dimension,
-            params,
-            rows,
-            key_now,
-            num_directions,
-            chunk_size=chunk_size,
-            axis_name=axis_name,
-        )
-        base, base_aux = None, None
-        if uses_base:
-            base, base_aux = queries.base_value(objective, params, value, has_aux)
+        answer = yield Round(V, mu, sides, asks_params, weigh)
+        rate = number_at(decay, step.state.count)
+        return answer.sums, {"guide": decayed(guide, answer.sums, rate)}
 
-        def weigh(values):
-            other = base if uses_base else values[:, 1]
-            slopes = (values[:, 0] - other) / (mu if uses_base else 2 * mu)
-            return weights.projection(slopes, cosines.astype(slopes.dtype), dimension)
-
-        result = queries.estimate(
-            objective,
-            params,
-            rows,
-            key_now,
-            num_directions,
-            mu,
-            weigh,
-            signs=(1.0,) if uses_base else (1.0, -1.0),
-            chunk_size=chunk_size,
-            axis_name=axis_name,
-            has_aux=has_aux,
-        )
-        aux = result.aux if base_aux is None else base_aux
-        return queries.as_gradient(result.sums, params), AlignedProjectionState(
-            key=state.key,
-            count=optax.safe_increment(state.count),
-            log=update_log(state.log, result.values, base, aux),
-            guide=decayed(state.guide, result.sums, number_at(decay, state.count)),
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return estimator(
+        settings,
+        body,
+        AlignedProjectionState,
+        init,
+        num_values=(num_directions, len(sides)),
+        asks_params=asks_params,
+    )

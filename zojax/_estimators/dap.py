@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from zojax import queries, weights
-from zojax._checks import check_int, check_number, check_option
-from zojax._estimators.log import QueryLog, check_aux_arguments, init_log, update_log
-from zojax._keys import key_data, step_key
+from zojax._checks import check_flag, check_int, check_number, check_option
+from zojax._directions import Directions, direction_like, direction_shapes
+from zojax._estimators.differences import AT_PARAMS, sides_of, weigh
+from zojax._estimators.log import QueryLog
+from zojax._estimators.rounds import Answer, Round, check_settings
+from zojax._estimators.step import Estimator, estimator
 from zojax._numerics import Number, PyTree, decayed, number_at
-from zojax._objective import bind_value_fn, check_params
-from zojax.perturbations import aligned, gaussian, sphere
+from zojax.perturbations import Sampler, aligned, gaussian, sphere
 from zojax.perturbations._aligned_replay import (
     combine_replayed,
     replay_aligned,
     replayed_sampler,
 )
-from zojax.perturbations._sampler import Sampler
-from zojax.queries import check_queries, direction_shapes
-
-__all__ = ["DapState", "dap"]
+from zojax.perturbations._sampler import check_holds_rows, check_sampler
 
 GUIDES = ("rough", "updates", "average")
 COMBINATIONS = ("refined", "average")
-DIFFERENCES = ("forward", "central")
 STORAGES = ("sums", "replay")
 
 
@@ -54,11 +51,13 @@ def dap(
     fixed_length: bool = False,
     storage: str = "sums",
     difference: str = "forward",
+    clip: Number | None = None,
+    shaping: Callable[[jax.Array], jax.Array] | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     has_aux: bool = False,
     aux_like: PyTree = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Estimator:
     """Estimates the gradient along directions aligned with a guide a.
 
     Each aligned direction satisfies (v . a)^2 = |a|^2 and E[v v^T] = I, see
@@ -80,8 +79,9 @@ def dap(
     at equal directions; alignment pays where the gradient is sparse and K is well above
     the dimension.
 
-    ``update(updates, state, params, *, value_fn, value=None, **extra_args)`` reads
-    updates only with guide="updates".
+    Incoming updates are read only with guide="updates", by ``update`` and by ``ask``.
+    How an objective is called, or asked for its values from outside, says
+    :class:`zojax.Estimator`; with guide="rough" a step has two rounds.
 
     Args:
       smoothing: mu > 0, in units of params, or a schedule.
@@ -92,23 +92,20 @@ def dap(
       combine: "refined" or "average", with guide="rough".
       decay: of the average guide, 0 <= decay < 1, or a schedule.
       sampler: of the rough stage; sphere() by default.
-      base: sampler that is projected; gaussian() by default.
+      base: sampler that is projected, whose rows may be held unless they are replayed;
+        gaussian() by default.
       fixed_length: aligned directions of length sqrt(d).
       storage: "sums" holds the guide; "replay", with guide="rough" and lazy(...) as
         sampler and base, keeps the rough stage's weights and draws its directions again
         wherever an aligned one is used: the same estimate to rounding, at the memory of
         two_point with lazy(...), for J + 1 draws a query after J in the rough stage.
       difference: "forward" or "central".
-      chunk_size: how many directions live at once; None for all.
-      axis_name: mesh axis that the directions are spread over, see
-        :func:`zojax.evaluate`; None for none.
-      has_aux: whether value_fn returns (value, aux).
-      aux_like: arrays or ShapeDtypeStructs shaped like the aux, to keep that of the
-        step's first query in ``state.log.aux``; None drops it.
+      clip, shaping, chunk_size, axis_name, has_aux, aux_like: as in
+        :func:`two_point`; no shaping with forward differences.
 
     Returns:
-      An optax.GradientTransformationExtraArgs whose update has the structure, shapes
-      and dtypes of params.
+      An :class:`zojax.Estimator` whose update has the structure, shapes and dtypes of
+      params.
 
     Raises:
       ValueError: for a static argument out of its range, or missing updates.
@@ -125,13 +122,25 @@ def dap(
     """
     sampler = sphere() if sampler is None else sampler
     base = gaussian() if base is None else base
-    check_number("smoothing", smoothing, 0.0)
     check_option("guide", guide, GUIDES)
     check_option("combine", combine, COMBINATIONS)
     check_option("storage", storage, STORAGES)
-    check_option("difference", difference, DIFFERENCES)
+    check_option("difference", difference, AT_PARAMS)
     check_number("decay", decay, 0.0, 1.0, low_ok=True)
     check_number("split", split, 0.0, 1.0, schedule=False)
+    check_flag("fixed_length", fixed_length)
+    asks_params = difference == "forward"
+    settings = check_settings(
+        key,
+        smoothing,
+        clip,
+        shaping,
+        chunk_size,
+        axis_name,
+        has_aux,
+        aux_like,
+        asks_params=asks_params,
+    )
     check_int("num_directions", num_directions, 1)
     num_rough = round(split * num_directions) if guide == "rough" else 0
     num_aligned = num_directions - num_rough
@@ -141,136 +150,118 @@ def dap(
             f" split={split!r} with num_directions={num_directions}: {num_rough} rough"
             f" and {num_aligned} aligned"
         )
-    if storage == "replay":
-        _check_replay(guide, sampler=sampler, base=base)
-    check_queries(base, num_aligned, chunk_size, axis_name)
+    _check_samplers(guide, storage, sampler, base)
+    stages = [Directions(base, settings.key, num_aligned)]
     if guide == "rough":
-        check_queries(sampler, num_rough, chunk_size, axis_name)
-    check_aux_arguments(has_aux, aux_like)
-    key = key_data(key)
-    uses_base = difference == "forward"
-    signs = (1.0,) if uses_base else (1.0, -1.0)
+        stages.append(Directions(sampler, settings.key, num_rough))
+    sides = sides_of(difference)
 
-    def init_fn(params):
-        check_params(params)
-        like = direction_shapes(params, base, num_aligned)
-        if guide == "rough":
-            rough = direction_shapes(params, sampler, num_rough)
-            if jax.tree.structure(rough) != jax.tree.structure(like):
-                raise ValueError(
-                    "sampler and base must freeze the same leaves, got directions"
-                    f" {jax.tree.structure(rough)} and {jax.tree.structure(like)}"
-                )
-        return DapState(
-            key=jnp.array(key),
-            count=jnp.zeros((), jnp.int32),
-            log=init_log(aux_like, uses_base),
-            guide=(
-                queries.direction_like(params, base, num_aligned)
-                if guide == "average"
-                else None
-            ),
-        )
+    def init(params):
+        shapes = [direction_shapes(params, V) for V in stages]
+        trees = [jax.tree.structure(found) for found in shapes]
+        if any(tree != trees[0] for tree in trees):
+            raise ValueError(
+                "sampler and base must freeze the same leaves, got directions"
+                f" {trees[1]} and {trees[0]}"
+            )
+        averages = guide == "average"
+        return {"guide": direction_like(params, stages[0]) if averages else None}
 
-    def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):
-        if guide == "updates" and updates is None:
+    def weights_of(step, known=None):
+        """Weighs against f(theta) of this round, or known from the one before."""
+
+        def weights(values, at_params):
+            at_params = at_params if known is None else known
+            found = weigh(difference, values, at_params, step.smoothing)
+            return step.clipped(found, values)
+
+        return weights
+
+    def stage_keys(step):
+        return [jax.random.fold_in(step.key, i) for i in range(2)]
+
+    def along(a):
+        return aligned(a, base, fixed_length=fixed_length)
+
+    def one_stage(step):
+        if guide == "updates" and step.updates is None:
             raise ValueError('updates must not be None with guide="updates"')
-        objective = bind_value_fn(value_fn, params, extra_args)
-        mu = number_at(smoothing, state.count)
-        key_now = step_key(state.key, state.count)
-        f_base, base_aux = None, None
-        if uses_base:
-            f_base, base_aux = queries.base_value(objective, params, value, has_aux)
+        a = step.updates if guide == "updates" else step.state.guide
+        V = step.directions(along(a), num_aligned, stage_keys(step)[1])
+        answer = yield Round(V, step.smoothing, sides, asks_params, weights_of(step))
+        if guide == "updates":
+            return answer.sums, {}
+        rate = number_at(decay, step.state.count)
+        return answer.sums, {"guide": decayed(a, answer.sums, rate)}
 
-        def weigh(values):
-            if uses_base:
-                return weights.forward(values[:, 0], f_base, mu)
-            return weights.central(values[:, 0], values[:, 1], mu)
+    def two_stages(step):
+        mu, (rough_key, aligned_key) = step.smoothing, stage_keys(step)
+        V = step.directions(sampler, num_rough, rough_key)
+        rough = yield Round(V, mu, sides, asks_params, weights_of(step))
+        V = step.directions(along(rough.sums), num_aligned, aligned_key)
+        weighs = weights_of(step, rough.at_params)
+        refined = yield Round(V, mu, sides, weigh=weighs)
+        if combine == "refined":
+            return refined.sums, {}
+        share = _rough_share(rough, refined)
+        mean = lambda a, b: (share * a + (1 - share) * b).astype(a.dtype)
+        return jax.tree.map(mean, rough.sums, refined.sums), {}
 
-        asking = {
-            "signs": signs,
-            "chunk_size": chunk_size,
-            "axis_name": axis_name,
-            "has_aux": has_aux,
-        }
-        rough_key, aligned_key = (jax.random.fold_in(key_now, i) for i in range(2))
-
-        def stage(stage_sampler, stage_key, count):
-            asked = params, stage_sampler, stage_key, count
-            return queries.estimate(objective, *asked, mu, weigh, **asking)
-
-        def replayed_stages():
-            asked = params, sampler, rough_key, num_rough
-            values, aux = queries.evaluate(objective, *asked, mu, **asking)
-            rough_weights = weigh(values)
-            directions = replay_aligned(
-                rough_weights,
-                *asked[1:3],
-                base,
-                aligned_key,
-                num_aligned,
-                params,
-                fixed_length=fixed_length,
-            )
-            asked = params, replayed_sampler(directions), aligned_key, num_aligned
-            refined, _ = queries.evaluate(objective, *asked, mu, **asking)
-            share = _rough_share(values, refined) if combine == "average" else 0.0
-            estimate = combine_replayed(
-                (1 - share) * weigh(refined), share, directions, params
-            )
-            return estimate, jnp.concatenate([values, refined]), aux
-
-        if storage == "replay":
-            estimate, values, aux = replayed_stages()
-        else:
-            if guide == "rough":
-                rough = stage(sampler, rough_key, num_rough)
-                a = rough.sums
-            else:
-                a = updates if guide == "updates" else state.guide
-            along_guide = aligned(a, base, fixed_length=fixed_length)
-            result = stage(along_guide, aligned_key, num_aligned)
-            estimate, values, aux = result
-            if guide == "rough":
-                values, aux = jnp.concatenate([rough.values, values]), rough.aux
-                if combine == "average":
-                    share = _rough_share(rough.values, result.values)
-                    estimate = jax.tree.map(
-                        lambda a, b: (share * a + (1 - share) * b).astype(a.dtype),
-                        rough.sums,
-                        result.sums,
-                    )
-        new_guide = state.guide
-        if guide == "average":
-            new_guide = decayed(state.guide, estimate, number_at(decay, state.count))
-        return queries.as_gradient(estimate, params), DapState(
-            key=state.key,
-            count=optax.safe_increment(state.count),
-            log=update_log(
-                state.log, values, f_base, aux if base_aux is None else base_aux
-            ),
-            guide=new_guide,
+    def two_stages_replayed(step):
+        mu, (rough_key, aligned_key) = step.smoothing, stage_keys(step)
+        V = step.directions(sampler, num_rough, rough_key)
+        rough = yield Round(V, mu, sides, asks_params)
+        weighs = weights_of(step, rough.at_params)
+        around = replay_aligned(
+            weighs(rough.values, None),
+            V.sampler,
+            rough_key,
+            step.directions(base, num_aligned).sampler,
+            aligned_key,
+            num_aligned,
+            step.params,
+            fixed_length=fixed_length,
         )
+        V = step.directions(replayed_sampler(around), num_aligned, aligned_key)
+        refined = yield Round(V, mu, sides)
+        share = _rough_share(rough, refined) if combine == "average" else 0.0
+        found = (1 - share) * weighs(refined.values, None)
+        return combine_replayed(found, share, around, step.params), {}
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    bodies = {"sums": two_stages, "replay": two_stages_replayed}
+    return estimator(
+        settings,
+        bodies[storage] if guide == "rough" else one_stage,
+        DapState,
+        init,
+        num_values=(num_directions, len(sides)),
+        asks_params=asks_params,
+        num_rounds=2 if guide == "rough" else 1,
+    )
 
 
-def _rough_share(rough: jax.Array, refined: jax.Array) -> jax.Array:
+def _rough_share(rough: Answer, refined: Answer) -> jax.Array:
     """The rough stage's share of the directions that gave a finite difference."""
-    number = lambda values: jnp.isfinite(values).all(axis=1).sum()
+    number = lambda answer: jnp.isfinite(answer.values).all(axis=1).sum()
     n_rough, n_refined = number(rough), number(refined)
     return n_rough / jnp.maximum(n_rough + n_refined, 1)
 
 
-def _check_replay(guide: str, **samplers: Sampler) -> None:
+def _check_samplers(guide: str, storage: str, sampler: Sampler, base: Sampler) -> None:
+    """Raises unless the samplers suit the storage of the guide."""
+    check_sampler("sampler", sampler)
+    check_sampler("base", base)
+    if storage == "sums":
+        return check_holds_rows("base", base)
     if guide != "rough":
         raise ValueError(
             f'storage must be "sums" with guide={guide!r}, got "replay": only a rough'
             " stage has directions to draw again"
         )
-    for name, sampler in samplers.items():
-        if not hasattr(sampler, "terms"):
+    for name, given in (("sampler", sampler), ("base", base)):
+        if given.terms is None:
             raise ValueError(
                 f'{name} must be zojax.perturbations.lazy(...) with storage="replay",'
-                f" got {sampler!r}"
+                f" got {given!r}"
             )
+    return None

@@ -14,49 +14,87 @@ class QueryLog(NamedTuple):
     """What the objective answered, for logging: part of every estimator's state.
 
     Attributes:
+      query_values: f[K, P], the values of the last step as they came, NaN and infinite
+        ones among them; stages of one step one after the other. 0 before the first.
       query_mean: f[], mean of the finite values at the *perturbed* points of the last
         step in which there was one. Not f(params).
-      base_value: f[], the last finite f(params), where the estimator uses it (queried
-        or passed as ``value=``); None where it does not.
+      query_spread: f[], their standard deviation; exactly 0 if all were equal, in which
+        case the step learnt nothing.
+      query_best: f[], the lowest finite value of all steps, at any point; inf before
+        there was one.
+      value_at_params: f[], the last finite f(params), where the estimator uses it
+        (queried or passed as ``value=``); None where it does not.
       num_nonfinite: i32[], query values that were NaN or infinite, over all steps.
       aux: the aux of the first query of the last step (at params where the estimator
         queries there, else at the first perturbed point); None unless ``aux_like``.
     """
 
+    query_values: jax.Array
     query_mean: jax.Array
-    base_value: jax.Array | None
+    query_spread: jax.Array
+    query_best: jax.Array
+    value_at_params: jax.Array | None
     num_nonfinite: jax.Array
     aux: PyTree
 
 
-def init_log(aux_like: PyTree, with_base: bool) -> QueryLog:
+def init_log(shape: tuple[int, int], at_params: bool, aux_like: PyTree) -> QueryLog:
+    """The log before the first step, of values [K, P]."""
     # Each leaf is a buffer of its own: a state may be donated.
-    zero = lambda: jnp.zeros((), value_dtype())
-    aux = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), aux_like)
+    zeros = lambda shape=(): jnp.zeros(shape, value_dtype())
     return QueryLog(
-        zero(), zero() if with_base else None, jnp.zeros((), jnp.int32), aux
+        query_values=zeros(shape),
+        query_mean=zeros(),
+        query_spread=zeros(),
+        query_best=jnp.full((), jnp.inf, value_dtype()),
+        value_at_params=zeros() if at_params else None,
+        num_nonfinite=jnp.zeros((), jnp.int32),
+        aux=jax.tree.map(
+            lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), aux_like
+        ),
     )
 
 
+def moments(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation of the finite values, of any finite size."""
+    finite, dtype = jnp.isfinite(values), values.dtype
+    share = finite.astype(dtype) / jnp.maximum(finite.sum(), 1).astype(dtype)
+    mean_of = lambda x: jnp.sum(jnp.where(finite, x, 0) * share)
+    # Equal values are told exactly by their distances to one of them, taken of halves,
+    # which do not overflow.
+    anchor = values.reshape(-1)[jnp.argmax(finite)]
+    z = jnp.where(finite, values / 2 - anchor / 2, 0)
+    z = z - mean_of(z)
+    peak = jnp.max(jnp.where(finite, jnp.abs(z), 0))
+    unit = z / jnp.where(peak > 0, peak, 1)
+    return mean_of(values), 2 * peak * jnp.sqrt(mean_of(unit**2))
+
+
 def update_log(
-    log: QueryLog, values: jax.Array, base: jax.Array | None, aux: PyTree
+    log: QueryLog, values: jax.Array, at_params: jax.Array | None, aux: PyTree
 ) -> QueryLog:
-    """Enters the values [K, P] and the base value of a step."""
+    """Enters the values [K, P] of a step, f(params) if it was asked, and the aux."""
     finite = jnp.isfinite(values)
-    total = jnp.sum(jnp.where(finite, values / values.size, 0.0))
-    mean = total * values.size / jnp.maximum(finite.sum(), 1)
-    query_mean = jnp.where(finite.any(), mean, log.query_mean)
+    mean, spread = moments(values)
+    lowest = jnp.min(jnp.where(finite, values, jnp.inf))
     nonfinite = jnp.sum(~finite, dtype=jnp.int32)
-    if base is not None:
-        nonfinite += jnp.asarray(~jnp.isfinite(base), jnp.int32)
-        base = jnp.where(jnp.isfinite(base), base, log.base_value)
-    if log.aux is not None:
+    if at_params is not None:
+        known = jnp.isfinite(at_params)
+        nonfinite += jnp.asarray(~known, jnp.int32)
+        lowest = jnp.minimum(lowest, jnp.where(known, at_params, jnp.inf))
+        at_params = jnp.where(known, at_params, log.value_at_params)
+    if log.aux is not None and aux is not None:
         check_aux(log.aux, aux)
+    dtype = log.query_mean.dtype
+    keep = lambda new, old: jnp.where(finite.any(), new, old).astype(dtype)
     return QueryLog(
-        query_mean.astype(log.query_mean.dtype),
-        base,
-        log.num_nonfinite + nonfinite,
-        None if log.aux is None else aux,
+        query_values=values.astype(dtype),
+        query_mean=keep(mean, log.query_mean),
+        query_spread=keep(spread, log.query_spread),
+        query_best=jnp.minimum(lowest, log.query_best).astype(dtype),
+        value_at_params=at_params,
+        num_nonfinite=log.num_nonfinite + nonfinite,
+        aux=log.aux if aux is None or log.aux is None else aux,
     )
 
 
@@ -70,8 +108,3 @@ def check_aux(expected: PyTree, aux: PyTree) -> None:
             f" value_fn returns, got {jax.tree.map(describe, expected)} for"
             f" {jax.tree.map(describe, aux)}"
         )
-
-
-def check_aux_arguments(has_aux: bool, aux_like: PyTree) -> None:
-    if aux_like is not None and not has_aux:
-        raise ValueError("aux_like needs has_aux=True, got has_aux=False")

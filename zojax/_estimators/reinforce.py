@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from zojax import queries, weights
-from zojax._checks import check_int, check_number, check_option
-from zojax._estimators.log import QueryLog, check_aux_arguments, init_log, update_log
-from zojax._keys import key_data, step_key
-from zojax._numerics import Number, PyTree, number_at, tree_dot, wide_dtype
-from zojax._objective import bind_value_fn, check_params
-from zojax.perturbations import gaussian, sphere
-from zojax.perturbations._sampler import Sampler
-from zojax.queries import check_queries, direction_shapes
-
-__all__ = ["ReinforceState", "gaussian_log_density", "reinforce"]
+from zojax import weights
+from zojax._checks import check_option
+from zojax._directions import (
+    Directions,
+    combine,
+    dimension,
+    direction_shapes,
+    map_directions,
+)
+from zojax._estimators.differences import check_baseline
+from zojax._estimators.log import QueryLog
+from zojax._estimators.rounds import Round, check_settings
+from zojax._estimators.step import Estimator, estimator
+from zojax._numerics import Number, PyTree, tree_dot, wide_dtype
+from zojax.perturbations import Sampler, from_rows, gaussian, sphere
 
 SEARCHES = ("gaussian", "sphere")
 BASELINES = ("value", "mean", "leave_one_out", "optimal")
@@ -59,6 +64,19 @@ def gaussian_log_density(offset: PyTree, smoothing: jax.Array) -> jax.Array:
     )
 
 
+def _scores(sampler: Sampler, mu: jax.Array) -> Sampler:
+    """Rows grad_theta log pi_theta(x_k), times mu to be of order one."""
+
+    def row(key, k, num_directions, params):
+        u = sampler(key, k, num_directions, params)
+        # In terms of x - theta, which rounding of x would spoil.
+        offset = jax.tree.map(lambda v: mu * v.astype(wide_dtype(v.dtype)), u)
+        toward_x = jax.grad(gaussian_log_density)(offset, mu)
+        return jax.tree.map(lambda s: -mu * s, toward_x)
+
+    return from_rows(row)
+
+
 def reinforce(
     smoothing: Number,
     num_directions: int,
@@ -67,11 +85,13 @@ def reinforce(
     baseline: str = "value",
     search: str = "gaussian",
     sampler: Sampler | None = None,
+    clip: Number | None = None,
+    shaping: Callable[[jax.Array], jax.Array] | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     has_aux: bool = False,
     aux_like: PyTree = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Estimator:
     """Policy gradient of the one-step policy pi_theta = N(theta, mu^2 I).
 
     With x_k = theta + mu u_k drawn from the search distribution q,
@@ -98,16 +118,12 @@ def reinforce(
       search: "gaussian" or "sphere", the distribution that u is drawn from.
       sampler: draws u; gaussian() or sphere() by default. With search="sphere" any
         sampler of constant length r, whatever r is.
-      chunk_size: how many directions live at once; None for all.
-      axis_name: mesh axis that the directions are spread over, see
-        :func:`zojax.evaluate`; None for none.
-      has_aux: whether value_fn returns (value, aux).
-      aux_like: arrays or ShapeDtypeStructs shaped like the aux, to keep that of the
-        step's first query in ``state.log.aux``; None drops it.
+      clip, shaping, chunk_size, axis_name, has_aux, aux_like: as in
+        :func:`two_point`; no shaping with baseline "value".
 
     Returns:
-      An optax.GradientTransformationExtraArgs whose update is the gradient of the
-      expected *loss* (to descend), with the structure, shapes and dtypes of params.
+      An :class:`zojax.Estimator` whose update is the gradient of the expected *loss*
+      (to descend), with the structure, shapes and dtypes of params.
 
     Raises:
       ValueError: for a static argument out of its range.
@@ -122,95 +138,59 @@ def reinforce(
 
     Source: arXiv 2506.14460, Theorems 3.1 to 3.3 and B.4.
     """
-    check_number("smoothing", smoothing, 0.0)
     check_option("baseline", baseline, BASELINES)
     check_option("search", search, SEARCHES)
     if sampler is None:
         sampler = gaussian() if search == "gaussian" else sphere()
-    check_queries(sampler, num_directions, chunk_size, axis_name)
-    if baseline != "value":
-        check_int("num_directions", num_directions, 2, f" with baseline={baseline!r}")
-    check_aux_arguments(has_aux, aux_like)
-    key = key_data(key)
-    uses_base = baseline == "value"
+    asks_params = baseline == "value"
+    settings = check_settings(
+        key,
+        smoothing,
+        clip,
+        shaping,
+        chunk_size,
+        axis_name,
+        has_aux,
+        aux_like,
+        asks_params=asks_params,
+    )
+    V = Directions(sampler, settings.key, num_directions)
+    check_baseline("baseline", baseline, sampler, num_directions)
 
-    def init_fn(params):
-        check_params(params)
-        direction_shapes(params, sampler, num_directions)  # fails early
-        return ReinforceState(
-            jnp.array(key),
-            jnp.zeros((), jnp.int32),
-            init_log(aux_like, uses_base),
-        )
+    def init(params):
+        direction_shapes(params, V)  # fails early
+        return {}
 
-    def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):
-        del updates
-        objective = bind_value_fn(value_fn, params, extra_args)
-        mu = number_at(smoothing, state.count)
-        key_now = step_key(state.key, state.count)
-        one = jnp.ones((), mu.dtype)
+    def advantages(y, at_params, norms, mu):
+        """(f(x_k) - b) / (K mu)."""
+        if baseline == "value":
+            return weights.forward(y, at_params, mu)
+        if baseline == "mean":
+            return weights.mean_baseline(y, mu)
+        if baseline == "leave_one_out":
+            return weights.leave_one_out(y, mu)
+        return weights.optimal_baseline(y, norms, mu)
 
-        def scores(key, k, num_directions, params):
-            """Rows grad_theta log pi_theta(x_k), times mu to be of order one."""
-            u = sampler(key, k, num_directions, params)
-            # In terms of x - theta, which rounding of x would spoil.
-            offset = jax.tree.map(lambda v: mu * v.astype(wide_dtype(v.dtype)), u)
-            toward_x = jax.grad(gaussian_log_density)(offset, mu)
-            return jax.tree.map(lambda s: -mu * s, toward_x)
-
-        def squared_norm(u):
-            return tree_dot(u, u).astype(mu.dtype)
-
-        values, aux = queries.evaluate(
-            objective,
-            params,
-            sampler,
-            key_now,
-            num_directions,
-            mu,
-            chunk_size=chunk_size,
-            axis_name=axis_name,
-            has_aux=has_aux,
-        )
-        y, base = values[:, 0], None
-        if uses_base:
-            base, base_aux = queries.base_value(objective, params, value, has_aux)
-            aux = aux if base_aux is None else base_aux
-        importance, norms = one, None
+    def body(step):
+        mu, V = step.smoothing, step.directions(sampler, num_directions)
+        answer = yield Round(V, mu, asks_params=asks_params)
+        importance, norms = jnp.ones((), mu.dtype), None
         if search == "sphere" or baseline == "optimal":
-            norms = queries.map_directions(
-                squared_norm,
-                params,
-                sampler,
-                key_now,
-                num_directions,
-                chunk_size=chunk_size,
-                axis_name=axis_name,
-            )
+            squared_norm = lambda u: tree_dot(u, u).astype(mu.dtype)
+            norms = map_directions(squared_norm, step.params, V)
         if search == "sphere":
-            like = queries.direction_like(params, sampler, num_directions)
-            dimension = sum(leaf.size for leaf in jax.tree.leaves(like))
-            importance = dimension / jnp.where(norms > 0, norms, 1)
+            d = dimension(step.params, V)
+            importance = d / jnp.where(norms > 0, norms, 1)
+        gains = advantages(answer.values[:, 0], answer.at_params, norms, mu)
+        gains = importance * step.clipped(gains, answer.values)
+        scores = dataclasses.replace(V, sampler=_scores(V.sampler, mu))
+        return combine(gains, step.params, scores), {}
 
-        advantages = {
-            "value": lambda: weights.forward(y, base, mu),
-            "mean": lambda: weights.mean_baseline(y, mu),
-            "leave_one_out": lambda: weights.leave_one_out(y, mu),
-            "optimal": lambda: weights.optimal_baseline(y, norms, mu),
-        }[baseline]()  # (f(x_k) - b) / (K mu)
-        sums = queries.combine(
-            importance * advantages,
-            params,
-            scores,
-            key_now,
-            num_directions,
-            chunk_size=chunk_size,
-            axis_name=axis_name,
-        )
-        return queries.as_gradient(sums, params), ReinforceState(
-            key=state.key,
-            count=optax.safe_increment(state.count),
-            log=update_log(state.log, values, base, aux),
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return estimator(
+        settings,
+        body,
+        ReinforceState,
+        init,
+        num_values=(num_directions, 1),
+        asks_params=asks_params,
+    )

@@ -6,22 +6,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from zojax import queries, weights
-from zojax._checks import check_int, check_number, check_option
-from zojax._estimators.log import QueryLog, check_aux_arguments, init_log, update_log
-from zojax._keys import key_data, step_key
-from zojax._numerics import Number, PyTree, number_at
-from zojax._objective import bind_value_fn, check_params
-from zojax.perturbations import gaussian, rademacher
-from zojax.perturbations._sampler import Sampler
-from zojax.queries import check_queries, direction_shapes
-
-__all__ = ["TwoPointState", "mezo", "spsa", "two_point"]
-
-DIFFERENCES = ("forward", "central", "mean", "leave_one_out")
+from zojax._checks import check_option
+from zojax._directions import Directions, direction_shapes
+from zojax._estimators.differences import DIFFERENCES, check_baseline, sides_of, weigh
+from zojax._estimators.log import QueryLog
+from zojax._estimators.rounds import Round, check_settings
+from zojax._estimators.step import Estimator, estimator, followed_by
+from zojax._numerics import Number, PyTree
+from zojax.perturbations import Sampler, gaussian, rademacher
 
 
 class TwoPointState(NamedTuple):
@@ -40,11 +34,12 @@ def two_point(
     sampler: Sampler | None = None,
     difference: str = "forward",
     clip: Number | None = None,
+    shaping: Callable[[jax.Array], jax.Array] | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     has_aux: bool = False,
     aux_like: PyTree = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Estimator:
     """Estimates the gradient from differences of the objective along K directions.
 
     With y_k = f(theta + mu v_k) and E[v v^T] = I:
@@ -59,8 +54,8 @@ def two_point(
     except with :func:`zojax.perturbations.simplex`, where it is what to use. The
     result is a gradient, for descent: to maximise, negate value_fn.
 
-    ``update(updates, state, params, *, value_fn, value=None, **extra_args)`` ignores
-    updates (they may be None); value_fn(params, ...) gets those extra args it names.
+    Incoming updates are ignored (they may be None). How an objective is called, or
+    asked for its values from outside, says :class:`zojax.Estimator`.
 
     Args:
       smoothing: mu > 0, in units of params, or a schedule. Rounding bounds it from
@@ -72,17 +67,21 @@ def two_point(
       clip: bound > 0 of each directional derivative, or a schedule; None for none.
         Where |v|^2 = d and K = 1 this is optax.clip_by_global_norm(clip sqrt(d)),
         without another pass over the estimate.
+      shaping: values f[K, P] -> as many values, that weights are made of: ranks,
+        z-scores (as ``lambda y: y / jnp.nanstd(y)``). NaN stands for a value that is
+        not finite, and stays. Not with forward differences. The log keeps the values as
+        they came.
       chunk_size: how many directions live at once; None keeps all K in memory, 1 needs
         the memory of one perturbed copy.
       axis_name: mesh axis that the directions are spread over, see
-        :func:`zojax.evaluate`; None for none.
+        :class:`zojax.Directions`; None for none.
       has_aux: whether value_fn returns (value, aux).
       aux_like: arrays or ShapeDtypeStructs shaped like the aux, to keep that of the
         step's first query in ``state.log.aux``; None drops it.
 
     Returns:
-      An optax.GradientTransformationExtraArgs whose update has the structure, shapes
-      and dtypes of params. Query values that are not finite are left out and counted
+      An :class:`zojax.Estimator` whose update has the structure, shapes and dtypes of
+      params. Query values that are not finite are left out and counted
       in ``state.log.num_nonfinite``.
 
     Raises:
@@ -104,71 +103,44 @@ def two_point(
     Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Section 4.1 (baselines).
     """
     sampler = gaussian() if sampler is None else sampler
-    check_number("smoothing", smoothing, 0.0)
-    check_queries(sampler, num_directions, chunk_size, axis_name)
     check_option("difference", difference, DIFFERENCES)
-    if clip is not None:
-        check_number("clip", clip, 0.0)
-    if difference in ("mean", "leave_one_out"):
-        check_int(
-            "num_directions", num_directions, 2, f" with difference={difference!r}"
-        )
-    check_aux_arguments(has_aux, aux_like)
-    key = key_data(key)
-    uses_base = difference == "forward"
+    asks_params = difference == "forward"
+    settings = check_settings(
+        key,
+        smoothing,
+        clip,
+        shaping,
+        chunk_size,
+        axis_name,
+        has_aux,
+        aux_like,
+        asks_params=asks_params,
+    )
+    V = Directions(sampler, settings.key, num_directions)
+    check_baseline("difference", difference, sampler, num_directions)
+    sides = sides_of(difference)
 
-    def init_fn(params):
-        check_params(params)
-        direction_shapes(params, sampler, num_directions)  # fails early
-        return TwoPointState(
-            jnp.array(key),
-            jnp.zeros((), jnp.int32),
-            init_log(aux_like, uses_base),
-        )
+    def init(params):
+        direction_shapes(params, V)  # fails early
+        return {}
 
-    def update_fn(updates, state, params=None, *, value_fn, value=None, **extra_args):
-        del updates
-        objective = bind_value_fn(value_fn, params, extra_args)
-        mu = number_at(smoothing, state.count)
-        base, base_aux = None, None
-        if uses_base:
-            base, base_aux = queries.base_value(objective, params, value, has_aux)
+    def body(step):
+        def weights_of(values, at_params):
+            found = weigh(difference, values, at_params, step.smoothing)
+            return step.clipped(found, values)
 
-        weigh: dict[str, Callable] = {
-            "forward": lambda y: weights.forward(y[:, 0], base, mu),
-            "central": lambda y: weights.central(y[:, 0], y[:, 1], mu),
-            "mean": lambda y: weights.mean_baseline(y[:, 0], mu),
-            "leave_one_out": lambda y: weights.leave_one_out(y[:, 0], mu),
-        }
+        V = step.directions(sampler, num_directions)
+        answer = yield Round(V, step.smoothing, sides, asks_params, weights_of)
+        return answer.sums, {}
 
-        def weigh_and_clip(values):
-            found = weigh[difference](values)
-            if clip is None:
-                return found
-            count = jnp.isfinite(values).all(axis=1).sum()
-            return weights.clip(found, number_at(clip, state.count), count)
-
-        result = queries.estimate(
-            objective,
-            params,
-            sampler,
-            step_key(state.key, state.count),
-            num_directions,
-            mu,
-            weigh_and_clip,
-            signs=(1.0, -1.0) if difference == "central" else (1.0,),
-            chunk_size=chunk_size,
-            axis_name=axis_name,
-            has_aux=has_aux,
-        )
-        aux = result.aux if base_aux is None else base_aux
-        return queries.as_gradient(result.sums, params), TwoPointState(
-            key=state.key,
-            count=optax.safe_increment(state.count),
-            log=update_log(state.log, result.values, base, aux),
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return estimator(
+        settings,
+        body,
+        TwoPointState,
+        init,
+        num_values=(num_directions, len(sides)),
+        asks_params=asks_params,
+    )
 
 
 def mezo(
@@ -177,7 +149,7 @@ def mezo(
     *,
     key: jax.Array | int,
     sampler: Sampler | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Estimator:
     """MeZO: a central difference along one replayed direction, and SGD.
 
         theta <- theta - lr [f(theta + mu v) - f(theta - mu v)] / (2 mu) v
@@ -192,7 +164,7 @@ def mezo(
       sampler: gaussian() by default, as in the paper; rademacher() is cheaper.
 
     Returns:
-      ``optax.chain(two_point(..., difference="central"), sgd)``.
+      ``optax.chain(two_point(..., difference="central"), sgd)`` that can be asked.
 
     Raises:
       ValueError: for a static argument out of its range.
@@ -207,7 +179,7 @@ def mezo(
 
     Source: arXiv 2305.17333, Algorithm 1.
     """
-    return optax.chain(
+    return followed_by(
         two_point(
             smoothing, 1, key=key, sampler=sampler, difference="central", chunk_size=1
         ),
@@ -222,7 +194,7 @@ def spsa(
     key: jax.Array | int,
     num_directions: int = 1,
     sampler: Sampler | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Estimator:
     """SPSA: central differences along random signs, and SGD.
 
     For fair signs 1/v_j = v_j, so Spall's [y+ - y-] / (2 c v_j) is the central
@@ -236,7 +208,8 @@ def spsa(
       sampler: rademacher() by default; restrict(rademacher(), mask) freezes leaves.
 
     Returns:
-      ``optax.chain(two_point(..., sampler=rademacher(), difference="central"), sgd)``.
+      ``optax.chain(two_point(..., sampler=rademacher(), difference="central"), sgd)``
+      that can be asked.
 
     Raises:
       ValueError: for a static argument out of its range.
@@ -251,7 +224,7 @@ def spsa(
 
     Source: Spall, IEEE Transactions on Automatic Control 37(3), 1992.
     """
-    return optax.chain(
+    return followed_by(
         two_point(
             smoothing,
             num_directions,

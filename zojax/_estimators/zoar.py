@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from zojax import queries, weights
-from zojax._checks import check_int, check_number, check_option
-from zojax._estimators.log import QueryLog, check_aux_arguments, init_log, update_log
-from zojax._keys import key_data, step_key
-from zojax._numerics import Number, PyTree, contract, number_at, on_cpu, value_dtype
-from zojax._objective import bind_value_fn, check_params
-from zojax.perturbations import gaussian
-from zojax.perturbations._sampler import Sampler
-from zojax.queries import check_queries, direction_shapes
-
-__all__ = ["ZoarState", "zoar"]
+from zojax import weights
+from zojax._checks import check_flag, check_int, check_option
+from zojax._directions import Directions, direction_like, direction_shapes
+from zojax._estimators.differences import check_zero_sum
+from zojax._estimators.rounds import Round, check_settings
+from zojax._estimators.step import Estimator, estimator
+from zojax._estimators.zoar_history import (
+    ZoarState,
+    enter,
+    sum_replayed,
+    sum_stored,
+)
+from zojax._evaluation import BOTH_SIDES, ONE_SIDE
+from zojax._numerics import Number, PyTree, number_at, value_dtype
+from zojax.perturbations import Sampler, gaussian
 
 STORAGES = ("sums", "replay")
-
-
-class ZoarState(NamedTuple):
-    """State of :func:`zoar`: N + 1 slots, step n in slot n mod (N + 1).
-
-    N = history_size; a step is written to its slot before the slots are read, so that
-    a donated history is updated in place.
-    """
-
-    key: jax.Array  # uint32[2], raw words
-    count: jax.Array  # i32[]
-    log: QueryLog
-    anchors: jax.Array  # f[N + 1], first finite value of each record
-    means: jax.Array  # f[N + 1], mean value of each record, less its anchor
-    counts: jax.Array  # i32[N + 1], finite values of each record; 0: empty slot
-    sums: PyTree  # "sums": leaves f[N + 1, 2, ...], (S, T) of each record; else None
-    rows: jax.Array | None  # "replay": f[N + 1, 2, K], weights of (S, T); else None
 
 
 def zoar(
@@ -50,11 +36,13 @@ def zoar(
     storage: str = "sums",
     symmetric: bool = False,
     leave_one_out: bool = False,
+    clip: Number | None = None,
+    shaping: Callable[[jax.Array], jax.Array] | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     has_aux: bool = False,
     aux_like: PyTree = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Estimator:
     """Averages (y - b) u / mu over the queries of this step and the last N.
 
     History H: the pairs (u, y = f(theta_s + mu_s u)) of this step and of the last N,
@@ -72,8 +60,8 @@ def zoar(
     history keep the steps small against mu (N lr |grad f| < mu for plain SGD), or
     bounded, as R-AdaZO does.
 
-    ``update(updates, state, params, *, value_fn, **extra_args)`` ignores updates (they
-    may be None); value_fn(params, ...) gets those extra args it names.
+    Incoming updates are ignored (they may be None). How an objective is called, or
+    asked for its values from outside, says :class:`zojax.Estimator`.
 
     Args:
       smoothing: mu > 0, in units of params, or a schedule; a past step keeps its own.
@@ -90,16 +78,13 @@ def zoar(
       symmetric: query pairs theta +- mu u; K directions, 2K queries.
       leave_one_out: multiply by M/(M-1), which undoes the shrinkage of a mean that
         includes its own samples.
-      chunk_size: how many directions live at once; None for all.
-      axis_name: mesh axis that the directions are spread over, see
-        :func:`zojax.evaluate`; None for none.
-      has_aux: whether value_fn returns (value, aux).
-      aux_like: arrays or ShapeDtypeStructs shaped like the aux, to keep that of the
-        step's first query in ``state.log.aux``; None drops it.
+      clip: bound > 0 of the two parts of a directional derivative, (y - m_n) / mu and
+        (m_n - b) / mu, or a schedule; None for none.
+      shaping, chunk_size, axis_name, has_aux, aux_like: as in :func:`two_point`.
 
     Returns:
-      An optax.GradientTransformationExtraArgs whose update has the structure, shapes
-      and dtypes of params and whose state has fixed shapes. Query values that are not
+      An :class:`zojax.Estimator` whose update has the structure, shapes and dtypes of
+      params and whose state has fixed shapes. Query values that are not
       finite never enter the history and are counted in ``state.log.num_nonfinite``.
 
     Raises:
@@ -119,129 +104,78 @@ def zoar(
     Source: arXiv 2506.14460, Section 4.1, Algorithm 1.
     """
     sampler = gaussian() if sampler is None else sampler
-    check_number("smoothing", smoothing, 0.0)
-    check_queries(sampler, num_directions, chunk_size, axis_name)
     check_int("history_size", history_size, 0)
     check_option("storage", storage, STORAGES)
+    check_flag("symmetric", symmetric)
+    check_flag("leave_one_out", leave_one_out)
+    settings = check_settings(
+        key,
+        smoothing,
+        clip,
+        shaping,
+        chunk_size,
+        axis_name,
+        has_aux,
+        aux_like,
+        asks_params=False,
+    )
+    V = Directions(sampler, settings.key, num_directions, chunk_size, axis_name)
     if history_size == 0 and not symmetric:
         check_int("num_directions", num_directions, 2, " with history_size=0")
-    check_aux_arguments(has_aux, aux_like)
-    key = key_data(key)
-    signs = (1.0, -1.0) if symmetric else (1.0,)
+    if leave_one_out:
+        check_zero_sum("leave_one_out must be False", sampler)
+    sides = BOTH_SIDES if symmetric else ONE_SIDE
     keeps_sums = storage == "sums" and history_size > 0
-    keeps_rows = storage == "replay" and history_size > 0
+    keeps_weights = storage == "replay" and history_size > 0
     num_slots = history_size + 1
 
-    def init_fn(params):
-        check_params(params)
-        direction_shapes(params, sampler, num_directions)  # fails early
-        sums = (
-            queries.direction_like(params, sampler, num_directions, (num_slots, 2))
-            if keeps_sums
-            else None
-        )
-        zeros = lambda: jnp.zeros(num_slots, value_dtype())
-        rows = (
-            jnp.zeros((num_slots, 2, num_directions), value_dtype())
-            if keeps_rows
-            else None
-        )
-        return ZoarState(
-            key=jnp.array(key),
-            count=jnp.zeros((), jnp.int32),
-            log=init_log(aux_like, with_base=False),
-            anchors=zeros(),
-            means=zeros(),
-            counts=jnp.zeros(num_slots, jnp.int32),
-            sums=sums,
-            rows=rows,
-        )
+    def init(params):
+        direction_shapes(params, V)  # fails early
+        zeros = lambda *shape: jnp.zeros((num_slots, *shape), value_dtype())
+        return {
+            "anchors": zeros(),
+            "means": zeros(),
+            "num_finite": jnp.zeros(num_slots, jnp.int32),
+            "sums": direction_like(params, V, (num_slots, 2)) if keeps_sums else None,
+            "weights": zeros(2, num_directions) if keeps_weights else None,
+        }
 
-    def update_fn(updates, state, params=None, *, value_fn, **extra_args):
-        del updates
-        objective = bind_value_fn(value_fn, params, extra_args)
-        mu = number_at(smoothing, state.count)
+    def limits_of(step):
+        """How far a past mean may lie from b; a past step keeps its own mu."""
+        if step.bound is None:
+            return None
+        ages = range(num_slots)
+        past = [jnp.maximum(step.state.count - age, 0) for age in ages]
+        return step.bound * jnp.stack([number_at(smoothing, count) for count in past])
 
-        slot = state.count % num_slots
-        # Slots in order of age, this step's first; of slots, the age: its own inverse.
-        by_age = (slot - jnp.arange(num_slots)) % num_slots
+    def body(step):
+        state, mu, limits = step.state, step.smoothing, limits_of(step)
 
-        def store(slots, new):
-            return jax.lax.dynamic_update_index_in_dim(slots, new, slot, 0)
+        def entered(values):
+            at = jnp.asarray(sides, values.dtype)
+            record = weights.record(values, at, mu, step.bound)
+            return enter(state, record, leave_one_out=leave_one_out, limits=limits)
 
-        def with_step(values):
-            """The step's record, the scalars kept, and f[N + 1, 2]: of each (S, T)."""
-            record = weights.record(values, jnp.asarray(signs, values.dtype), mu)
-            kept = (
-                store(state.anchors, record.anchor),
-                store(state.means, record.mean),
-                store(state.counts, record.count),
-            )
-            ordered = weights.history(
-                *(x[by_age] for x in kept), leave_one_out=leave_one_out
-            )
-            return record, kept, ordered
-
-        def weigh(values):
-            record, _, coefficients = with_step(values)
+        def weigh(values, _):
+            new = entered(values)
             # Stored sums need S and T apart; otherwise one vector suffices.
             if keeps_sums:
-                return record.rows
-            return jnp.sum(coefficients[0][:, None] * record.rows, axis=0)
+                return new.record.weights
+            return jnp.sum(new.coefficients[0][:, None] * new.record.weights, axis=0)
 
-        result = queries.estimate(
-            objective,
-            params,
-            sampler,
-            step_key(state.key, state.count),
-            num_directions,
-            mu,
-            weigh,
-            signs=signs,
-            chunk_size=chunk_size,
-            axis_name=axis_name,
-            has_aux=has_aux,
-        )
-        record, (anchors, means, counts), coefficients = with_step(result.values)
-        estimate, sums, rows = result.sums, state.sums, state.rows
-
+        V = step.directions(sampler, num_directions)
+        answer = yield Round(V, mu, sides, weigh=weigh)
+        new, estimate, changed = entered(answer.values), answer.sums, {}
         if keeps_sums:
-            write = lambda slots, new: jax.tree.map(store, slots, new)
-            # An empty record weighs nothing, written or not. On a CPU XLA would copy
-            # the history to write a slot that is read right after, unless under a
-            # condition; for that a GPU would wait for its host.
-            if on_cpu():
-                keep = lambda slots, new: slots
-                found = record.count > 0
-                sums = jax.lax.cond(found, write, keep, state.sums, result.sums)
-            else:
-                sums = write(state.sums, result.sums)
-            by_slot = coefficients[by_age]
-            estimate = jax.tree.map(lambda leaf: contract(by_slot, leaf, 2), sums)
-        if keeps_rows:
-            rows = store(state.rows, record.rows)
-            past, ages = by_age[1:], jnp.arange(1, num_slots)
-            replayed = queries.combine_steps(
-                jnp.sum(coefficients[1:, :, None] * rows[past], axis=1),
-                params,
-                sampler,
-                state.key,
-                jnp.maximum(state.count - ages, 0),
-                num_directions,
-                chunk_size=chunk_size,
-                axis_name=axis_name,
+            estimate, changed["sums"] = sum_stored(state, answer.sums, new)
+        if keeps_weights:
+            of_run = Directions(
+                sampler, state.key, num_directions, chunk_size, axis_name
             )
-            estimate = jax.tree.map(jnp.add, result.sums, replayed)
+            found = sum_replayed(state, step.params, of_run, answer.sums, new)
+            estimate, changed["weights"] = found
+        return estimate, {**new.scalars, **changed}
 
-        return queries.as_gradient(estimate, params), ZoarState(
-            key=state.key,
-            count=optax.safe_increment(state.count),
-            log=update_log(state.log, result.values, None, result.aux),
-            anchors=anchors,
-            means=means,
-            counts=counts,
-            sums=sums,
-            rows=rows,
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return estimator(
+        settings, body, ZoarState, init, num_values=(num_directions, len(sides))
+    )

@@ -1,8 +1,8 @@
 """How a perturbation direction is drawn.
 
-Each factory returns a :class:`zojax.Sampler`: a pure function
-``sampler(key, k, num_directions, params) -> direction`` that draws row ``k`` of the
-matrix V named by ``key``. All of them satisfy
+Each factory returns a :class:`zojax.Sampler`, a bundle of pure functions of (key, k):
+``sampler(key, k, num_directions, params)`` draws row k of the matrix V named by key,
+and further fields say how a row is used without being held. All rows satisfy
 
     E[v v^T] = I    (so E|v|^2 = d, the number of trainable entries),
 
@@ -18,12 +18,15 @@ from zojax.perturbations._independent import coordinate, gaussian, rademacher, s
 from zojax.perturbations._lazy import PerturbedArray, lazy, materialize
 from zojax.perturbations._low_rank.array import LowRankArray
 from zojax.perturbations._low_rank.sampler import low_rank
+from zojax.perturbations._sampler import Sampler, from_rows
 
 __all__ = [
     "LowRankArray",
     "PerturbedArray",
+    "Sampler",
     "aligned",
     "coordinate",
+    "from_rows",
     "gaussian",
     "lazy",
     "low_rank",

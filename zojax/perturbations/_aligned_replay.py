@@ -19,7 +19,7 @@ from zojax.perturbations._lazy import (
     materialize,
 )
 from zojax.perturbations._noise import fair_signs
-from zojax.perturbations._sampler import Sampler
+from zojax.perturbations._sampler import Sampler, from_rows
 
 
 class Replayed(NamedTuple):
@@ -129,6 +129,12 @@ def replay_aligned(
     def products(a, x, p):
         if a is None:
             return None
+        if a.num_axes != x.num_axes:
+            raise ValueError(
+                "sampler and base must be lazy(...) with the same leaves stacked, got"
+                f" {a.num_axes} and {x.num_axes} axes of slices at a leaf of shape"
+                f" {jnp.shape(p)}"
+            )
         return _leaf_products(a, x, p)
 
     by_leaf = jax.tree.leaves(_map_terms(products, guide, rows, params))
@@ -160,26 +166,29 @@ def replayed_sampler(directions: Replayed) -> Sampler:
     """The aligned directions as a sampler, which needs no key: they have their own."""
     rows, guide, _, x_scale, guide_scale = directions
 
-    def view(key, k, num_directions, params, scale):
+    def line(key, k, num_directions, params):
         del key, num_directions
 
-        def leaf(x, a, p):
-            if x is None:
-                return p
-            row = Term(x.key[..., k, :][..., None, :], x.scale[..., :1], x.entries)
-            terms = row.times(scale * x_scale[k]), a.times(scale * guide_scale[k])
-            return PerturbedArray(jnp.asarray(p), terms)
+        def moved(scale):
+            def leaf(x, a, p):
+                if x is None:
+                    return p
+                one = Term(x.key[..., k, :][..., None, :], x.scale[..., :1], x.entries)
+                along = a.times(scale * guide_scale[k])
+                terms = one.times(scale * x_scale[k]), along
+                return PerturbedArray(jnp.asarray(p), terms)
 
-        return _map_terms(leaf, rows, guide, params)
+            return _map_terms(leaf, rows, guide, params)
 
-    def draw(key, k, num_directions, params):
+        return moved
+
+    def row(key, k, num_directions, params):
         zeros = _map_terms(
             lambda x, p: None if x is None else jnp.zeros_like(p), rows, params
         )
-        return materialize(view(key, k, num_directions, zeros, 1.0))
+        return materialize(line(key, k, num_directions, zeros)(1.0))
 
-    draw.view = view
-    return draw
+    return from_rows(row)._replace(line=line, holds_rows=False)
 
 
 def combine_replayed(

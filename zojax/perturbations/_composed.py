@@ -12,14 +12,14 @@ from zojax._keys import purpose_key
 from zojax._numerics import PyTree, normalize, reciprocal, tree_dot
 from zojax.perturbations._independent import gaussian
 from zojax.perturbations._noise import fair_signs
-from zojax.perturbations._sampler import Sampler
-
-
-def _inherit_check(draw: Sampler, base: Sampler) -> Sampler:
-    check = getattr(base, "check_num_directions", None)
-    if check is not None:
-        draw.check_num_directions = check
-    return draw
+from zojax.perturbations._sampler import (
+    Design,
+    Sampler,
+    check_holds_rows,
+    check_sampler,
+    from_rows,
+    sampler_at,
+)
 
 
 def check_mask(name: str, mask: PyTree) -> None:
@@ -69,13 +69,16 @@ def aligned(
     Args:
       guide: pytree like params (at least at trainable leaves), of any finite scale: an
         estimate of the gradient. It must not depend on the noise of ``base``.
-      base: sampler of X; gaussian() by default.
+      base: sampler of X whose rows may be held; gaussian() by default.
       fixed_length: also fix the length. E[v v^T] = I then needs a rotation-invariant
         base (gaussian or sphere).
 
     Returns:
-      A sampler with the independence of its base. If the guide is the gradient, the MSE
-      limit is |g|^2 (d-1)/K, with the error on the large entries reduced.
+      A sampler, of independent rows if base has them. If the guide is the gradient, the
+      MSE limit is |g|^2 (d-1)/K, with the error on the large entries reduced.
+
+    Raises:
+      ValueError: for a base that is no sampler, or whose rows may not be held.
 
     Example:
       >>> import jax, jax.numpy as jnp, zojax
@@ -87,6 +90,8 @@ def aligned(
     Source: arXiv 2510.19975, Algorithm 1 (delta = 1).
     """
     base = gaussian() if base is None else base
+    check_sampler("base", base)
+    check_holds_rows("base", base)
 
     def draw(key, k, num_directions, params):
         x = base(key, k, num_directions, params)
@@ -114,7 +119,12 @@ def aligned(
         stretch = xi * length * reciprocal(norm)
         return combine(stretch, xi - stretch * along)
 
-    return _inherit_check(draw, base)
+    def at_step(key, count):
+        return aligned(guide, sampler_at(base, key, count), fixed_length=fixed_length)
+
+    design: Design = "independent" if base.design == "independent" else "joint"
+    sampler = from_rows(draw, check=base.check, design=design)
+    return sampler if base.at_step is None else sampler._replace(at_step=at_step)
 
 
 def restrict(sampler: Sampler, mask: PyTree | Callable[[PyTree], PyTree]) -> Sampler:
@@ -144,6 +154,7 @@ def restrict(sampler: Sampler, mask: PyTree | Callable[[PyTree], PyTree]) -> Sam
 
     Source: the convention of optax.masked.
     """
+    check_sampler("sampler", sampler)
     if not callable(mask):
         check_mask("mask", mask)
 
@@ -151,30 +162,29 @@ def restrict(sampler: Sampler, mask: PyTree | Callable[[PyTree], PyTree]) -> Sam
         flags = broadcast_mask("mask", mask, params)
         return jax.tree.map(lambda keep, leaf: leaf if keep else None, flags, params)
 
-    def draw(key, k, num_directions, params):
-        return sampler(key, k, num_directions, trainable(params))
+    def row(key, k, num_directions, params):
+        return sampler.row(key, k, num_directions, trainable(params))
 
-    def view(key, k, num_directions, params, scale):
-        moved = sampler.view(key, k, num_directions, trainable(params), scale)
+    def line(key, k, num_directions, params):
+        of_trainable = sampler.line(key, k, num_directions, trainable(params))
         flags = broadcast_mask("mask", mask, params)
-        return jax.tree.map(
-            lambda keep, leaf, new: new if keep else leaf, flags, params, moved
-        )
+        choose = lambda keep, leaf, moved: moved if keep else leaf
+        return lambda scale: jax.tree.map(choose, flags, params, of_trainable(scale))
+
+    def combine(weights, key, ks, num_directions, params):
+        return sampler.combine(weights, key, ks, num_directions, trainable(params))
 
     def terms(key, k, num_directions, params):
         return sampler.terms(key, k, num_directions, trainable(params))
 
-    def weighted_sum(weights, key, rows, num_directions, params):
-        return sampler.weighted_sum(
-            weights, key, rows, num_directions, trainable(params)
-        )
+    def at_step(key, count):
+        return restrict(sampler_at(sampler, key, count), mask)
 
-    if hasattr(sampler, "view"):
-        draw.view = view
-    if hasattr(sampler, "terms"):
-        draw.terms = terms
-    if hasattr(sampler, "weighted_sum"):
-        draw.weighted_sum = weighted_sum
-    if hasattr(sampler, "transform"):
-        draw.transform = sampler.transform
-    return _inherit_check(draw, sampler)
+    return sampler._replace(
+        row=row,
+        line=line,
+        combine=combine,
+        entries=None,  # they know of no mask
+        terms=None if sampler.terms is None else terms,
+        at_step=None if sampler.at_step is None else at_step,
+    )

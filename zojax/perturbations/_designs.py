@@ -9,7 +9,7 @@ from zojax._keys import purpose_key
 from zojax._numerics import wide_dtype
 from zojax.perturbations._entries import by_index, cast_like, num_entries
 from zojax.perturbations._noise import draw_leaves, fair_signs
-from zojax.perturbations._sampler import Sampler
+from zojax.perturbations._sampler import Sampler, from_rows
 
 
 def _parity_sign(bits: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -86,7 +86,7 @@ def orthogonal() -> Sampler:
             jax.tree.map(jnp.multiply, by_index(params, entry), signs), params
         )
 
-    return draw
+    return from_rows(draw, design="orthogonal")
 
 
 def simplex() -> Sampler:
@@ -116,7 +116,7 @@ def simplex() -> Sampler:
     Source: simplex designs with Hadamard codes; see also SPSA (Spall, 1992).
     """
 
-    def check_num_directions(num_directions):
+    def check(num_directions):
         if num_directions < 2 or num_directions & (num_directions - 1):
             raise ValueError(
                 "num_directions must be a power of two >= 2 with simplex(), got"
@@ -124,7 +124,7 @@ def simplex() -> Sampler:
             )
 
     def draw(key, k, num_directions, params):
-        check_num_directions(num_directions)
+        check(num_directions)
         num_codes = num_directions - 1
         offset_key = purpose_key(key, "simplex")
         offset = jax.random.randint(offset_key, (), 0, num_codes).astype(jnp.uint32)
@@ -139,5 +139,4 @@ def simplex() -> Sampler:
             jax.tree.map(jnp.multiply, by_index(params, entry), signs), params
         )
 
-    draw.check_num_directions = check_num_directions
-    return draw
+    return from_rows(draw, check=check, design="zero_sum")

@@ -11,7 +11,7 @@ from zojax._keys import purpose_key
 from zojax._numerics import reciprocal, scale, tree_dot, wide_dtype
 from zojax.perturbations._entries import by_index, cast_like, num_entries
 from zojax.perturbations._noise import draw_leaves, fair_signs, standard_normal
-from zojax.perturbations._sampler import Sampler
+from zojax.perturbations._sampler import Sampler, from_rows
 
 
 def gaussian() -> Sampler:
@@ -34,8 +34,7 @@ def gaussian() -> Sampler:
         del num_directions
         return cast_like(draw_leaves(key, k, params, standard_normal), params)
 
-    draw.entries = standard_normal  # independent entries: what lazy() draws from
-    return draw
+    return from_rows(draw)._replace(entries=standard_normal)
 
 
 def sphere() -> Sampler:
@@ -62,7 +61,7 @@ def sphere() -> Sampler:
         scaled = scale(x, math.sqrt(num_entries(params)) * reciprocal(norm))
         return cast_like(scaled, params)
 
-    return draw
+    return from_rows(draw)
 
 
 def rademacher() -> Sampler:
@@ -85,8 +84,7 @@ def rademacher() -> Sampler:
         del num_directions
         return cast_like(draw_leaves(key, k, params, fair_signs), params)
 
-    draw.entries = fair_signs
-    return draw
+    return from_rows(draw)._replace(entries=fair_signs)
 
 
 def coordinate() -> Sampler:
@@ -120,4 +118,4 @@ def coordinate() -> Sampler:
 
         return cast_like(by_index(params, entry), params)
 
-    return draw
+    return from_rows(draw)

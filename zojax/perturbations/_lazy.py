@@ -16,7 +16,7 @@ from zojax.perturbations._composed import broadcast_mask, check_mask
 from zojax.perturbations._entries import trainable
 from zojax.perturbations._noise import draw_slices
 from zojax.perturbations._placement import placed_like
-from zojax.perturbations._sampler import Sampler
+from zojax.perturbations._sampler import Sampler, check_entries, from_rows
 
 __all__ = ["PerturbedArray", "lazy", "materialize"]
 
@@ -128,7 +128,7 @@ def materialize(tree: PyTree) -> PyTree:
       2.0
       >>> sampler = zojax.perturbations.lazy(zojax.perturbations.rademacher(), True)
       >>> values, _ = zojax.evaluate(lambda layers: model(layers, jnp.ones(2)),
-      ...     jnp.stack([jnp.eye(2)] * 3), sampler, jax.random.key(0), 1, 1e-3)
+      ...     jnp.stack([jnp.eye(2)] * 3), zojax.Directions(sampler, 0, 1), 1e-3)
       >>> values.shape
       (1, 1)
 
@@ -193,12 +193,8 @@ def lazy(
 
     Source: seed replay, arXiv 2305.17333, Algorithm 1, slice by slice.
     """
-    entries = getattr(base, "entries", None)
-    if entries is None:
-        raise ValueError(
-            "base must be gaussian() or rademacher(), samplers whose entries are"
-            f" independent, got {base!r}"
-        )
+    check_entries("base", base)
+    entries = base.entries
     if not callable(stacked):
         check_mask("stacked", stacked)
 
@@ -221,18 +217,18 @@ def lazy(
             found.append(Term(words, ones, entries))
         return jax.tree.unflatten(jax.tree.structure(params), found)
 
-    def view(key, k, num_directions, params, scale):
-        perturbed = lambda term, leaf: PerturbedArray(
-            jnp.asarray(leaf), (term.times(scale),)
-        )
+    def line(key, k, num_directions, params):
         found = terms(key, k, num_directions, params)
-        return jax.tree.map(perturbed, found, params, is_leaf=is_term)
 
-    def draw(key, k, num_directions, params):
+        def moved(scale):
+            leaf = lambda term, p: PerturbedArray(jnp.asarray(p), (term.times(scale),))
+            return jax.tree.map(leaf, found, params, is_leaf=is_term)
+
+        return moved
+
+    def row(key, k, num_directions, params):
         noise = lambda term, leaf: term.draw(0, leaf, jnp.result_type(leaf))
         found = terms(key, k, num_directions, params)
         return jax.tree.map(noise, found, params, is_leaf=is_term)
 
-    draw.terms = terms
-    draw.view = view
-    return draw
+    return from_rows(row)._replace(line=line, terms=terms, holds_rows=False)

@@ -1,23 +1,231 @@
-"""What a sampler is."""
+"""What a sampler is: the functions that draw a direction, walk along it and sum it."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
-from zojax._numerics import PyTree
+from zojax._checks import check_option
+from zojax._numerics import PyTree, contract, is_none, wide_dtype
+
+Design = Literal["independent", "orthogonal", "zero_sum", "joint"]
+DESIGNS = ("independent", "orthogonal", "zero_sum", "joint")
+
+Line = Callable[[jax.Array], PyTree]
+"""scale -> params + scale v_k, as value_fn gets it."""
 
 
-class Sampler(Protocol):
-    """How a perturbation direction is drawn: one row of a K x d matrix V.
+class Row(Protocol):
+    """(key, k, K, params) -> v_k, row k of V."""
 
-    A sampler reads shapes, dtypes and places of ``params``, never values, and returns a
-    pytree like ``params`` with ``None`` at frozen leaves. Rows satisfy E[v v^T] = I,
-    and row ``k`` is a pure function of ``(key, k)``, so that it can be drawn again at
-    any time.
+    def __call__(
+        self, key: jax.Array, k: jax.Array | int, num_directions: int, params: PyTree, /
+    ) -> PyTree: ...
+
+
+class Sampler(NamedTuple):
+    """How the rows of a K x d matrix V of perturbation directions are drawn and used.
+
+    Rows satisfy E[v v^T] = I, and row k is a pure function of (key, k), so that it can
+    be drawn again at any time. A sampler reads shapes, dtypes and places of params,
+    never values. Calling it draws a row. :func:`from_rows` makes one from a function
+    of one's own.
+
+    Attributes:
+      row: (key, k, K, params) -> v_k, a pytree like params, None at frozen leaves.
+      line: (key, k, K, params) -> (scale -> params + scale v_k, as value_fn gets it).
+        What depends on the row alone is drawn once for all scales.
+      combine: (weights f[..., n], key, ks i32[n], K, params) -> sum_i weights_i v_k_i,
+        in at least float32, None at frozen leaves.
+      adapt: value_fn -> a value_fn that takes the points of line.
+      check: K -> None; raises ValueError for a number of directions that does not fit.
+      design: what is known of the rows of one key together. "independent"; mutually
+        "orthogonal" and of length sqrt(d), for K <= d; "zero_sum"; or "joint", drawn
+        together with no such promise.
+      holds_rows: whether the K rows may be kept in memory between asking and combining.
+        Then line and combine must be those of ``from_rows(row)``.
+      entries: (key, shape) -> float32 noise, if the entries of a row are independent;
+        what :func:`lazy` and :func:`low_rank` draw from.
+      terms: (key, k, K, params) -> v_k by leaf as keys and scales of draws, if it can
+        be named without being drawn; what ``dap(storage="replay")`` combines.
+      at_step: (key of the run, step count) -> the sampler of that step, for one that
+        keeps something over several steps, as a subspace; None if all steps are alike.
     """
+
+    row: Row
+    line: Callable[[jax.Array, Any, int, PyTree], Line]
+    combine: Callable[[jax.Array, jax.Array, jax.Array, int, PyTree], PyTree]
+    adapt: Callable[[Callable[[PyTree], Any]], Callable[[PyTree], Any]]
+    check: Callable[[int], None]
+    design: Design
+    holds_rows: bool
+    entries: Callable[[jax.Array, tuple[int, ...]], jax.Array] | None
+    terms: Callable[[jax.Array, Any, int, PyTree], PyTree] | None
+    at_step: Callable[[jax.Array, jax.Array], Sampler] | None
 
     def __call__(
         self, key: jax.Array, k: jax.Array | int, num_directions: int, params: PyTree
-    ) -> PyTree: ...
+    ) -> PyTree:
+        """Draws row k."""
+        return self.row(key, k, num_directions, params)
+
+    def __repr__(self) -> str:
+        """Names the function that draws, not ten functions."""
+        return f"Sampler(row={self.row!r}, ...)"
+
+
+def check_sampler(name: str, sampler: Any) -> None:
+    """Raises unless the argument of this name is a sampler."""
+    if not isinstance(sampler, Sampler):
+        raise ValueError(
+            f"{name} must be a zojax.Sampler, as zojax.perturbations.gaussian() returns"
+            " and zojax.perturbations.from_rows(row) makes from a function that draws"
+            f" a row, got {sampler!r}"
+        )
+
+
+def check_entries(name: str, sampler: Any) -> None:
+    """Raises unless the entries of the sampler's rows are independent."""
+    check_sampler(name, sampler)
+    if sampler.entries is None:
+        raise ValueError(
+            f"{name} must be gaussian() or rademacher(), samplers whose entries are"
+            f" independent (restrict goes outside), got {sampler!r}"
+        )
+
+
+def check_holds_rows(name: str, sampler: Sampler) -> None:
+    """Raises for a base of aligned directions whose rows may not be held."""
+    if not sampler.holds_rows:
+        raise ValueError(
+            f"{name} must be a sampler whose rows may be held: an aligned direction is"
+            " formed whole, which lazy(...) and low_rank(...) are there to avoid. For"
+            f' lazy(...) there is dap(storage="replay"); from_rows({name}.row) holds'
+            f" the rows all the same, got {sampler!r}"
+        )
+
+
+def sampler_at(sampler: Sampler, key: jax.Array, count: jax.Array | int) -> Sampler:
+    """The sampler of step ``count`` in a run with this key."""
+    if sampler.at_step is None:
+        return sampler
+    return sampler.at_step(key, jnp.asarray(count))
+
+
+def map_leading(
+    function: Callable, xs: PyTree, size: int, chunk_size: int | None = None
+) -> PyTree:
+    """Maps over a leading axis, ``chunk_size`` at a time (None: all at once)."""
+    if size == 1:
+        only = function(jax.tree.map(lambda x: jnp.squeeze(x, 0), xs))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], only)
+    if chunk_size is None or chunk_size >= size:
+        return jax.vmap(function)(xs)
+    return jax.lax.map(function, xs, batch_size=chunk_size if chunk_size > 1 else None)
+
+
+def stacked_rows(
+    row: Row, key: jax.Array, ks: jax.Array, num_directions: int, params: PyTree
+) -> PyTree:
+    """Rows ks of V, stacked."""
+    return map_leading(lambda k: row(key, k, num_directions, params), ks, len(ks))
+
+
+def perturb(params: PyTree, direction: PyTree, scale: jax.Array | float) -> PyTree:
+    """params + scale * direction, rounded once; frozen leaves are passed through."""
+
+    def leaf(v, p):
+        if v is None:
+            return p
+        wide = wide_dtype(jnp.result_type(p))
+        moved = jnp.asarray(p, wide) + jnp.asarray(scale, wide) * v.astype(wide)
+        return moved.astype(jnp.result_type(p))
+
+    return jax.tree.map(leaf, direction, params, is_leaf=is_none)
+
+
+def contract_rows(weights: jax.Array, rows: PyTree) -> PyTree:
+    """weights[..., n] times stacked rows [n, ...], in at least float32."""
+
+    def leaf(v):
+        if v.shape[0] != 1:
+            return contract(weights, v)
+        # Elementwise: fuses with drawing, and with the update.
+        wide = wide_dtype(v.dtype)
+        scale = weights.reshape(weights.shape[:-1] + (1,) * (v.ndim - 1))
+        return scale.astype(wide) * v[0].astype(wide)
+
+    return jax.tree.map(leaf, rows)
+
+
+def any_number(num_directions: int) -> None:
+    """Accepts any number of directions."""
+
+
+def from_rows(
+    row: Row,
+    *,
+    check: Callable[[int], None] = any_number,
+    design: Design = "independent",
+) -> Sampler:
+    """Makes a sampler from a function that draws one row.
+
+    The row has E[v v^T] = I, is a pure function of (key, k), and reads nothing of
+    params but shapes, dtypes and places. It may be drawn under vmap.
+
+    Args:
+      row: (key, k, K, params) -> v_k, a pytree like params, None at frozen leaves.
+      check: K -> None; raises ValueError for a number of directions that does not fit.
+      design: what is known of the rows of one key together, see :class:`Sampler`.
+
+    Returns:
+      A sampler whose rows may be held. ``from_rows(lazy(base).row)`` is a sampler of
+      the same rows that does hold them.
+
+    Raises:
+      ValueError: if row is not callable, or design is not known.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zojax
+      >>> def uniform(key, k, num_directions, x):  # variance 1 in each entry
+      ...     return jax.random.uniform(jax.random.fold_in(key, k), x.shape,
+      ...         x.dtype, -(3**0.5), 3**0.5)
+      >>> opt = zojax.two_point(1e-3, 8, key=0,
+      ...     sampler=zojax.perturbations.from_rows(uniform))
+      >>> x = jnp.ones(4)
+      >>> g, _ = opt.update(None, opt.init(x), x, value_fn=lambda x: jnp.sum(x**2))
+      >>> g.shape
+      (4,)
+
+    Source: none; the contract between samplers and queries.
+    """
+    if not callable(row):
+        raise ValueError(
+            "row must be a function (key, k, num_directions, params) -> direction, got"
+            f" {row!r}"
+        )
+    check_option("design", design, DESIGNS)
+
+    def line(key, k, num_directions, params):
+        direction = row(key, k, num_directions, params)
+        return lambda scale: perturb(params, direction, scale)
+
+    def combine(weights, key, ks, num_directions, params):
+        rows = stacked_rows(row, key, ks, num_directions, params)
+        return contract_rows(weights, rows)
+
+    return Sampler(
+        row=row,
+        line=line,
+        combine=combine,
+        adapt=lambda value_fn: value_fn,
+        check=check,
+        design=design,
+        holds_rows=True,
+        entries=None,
+        terms=None,
+        at_step=None,
+    )

@@ -22,7 +22,7 @@ from zojax.perturbations._low_rank.array import (
 )
 from zojax.perturbations._low_rank.interpreter import of_factors
 from zojax.perturbations._placement import placed_like
-from zojax.perturbations._sampler import Sampler
+from zojax.perturbations._sampler import Sampler, check_entries, from_rows
 
 # So many outer products are added elementwise, which fuses with the update of params
 # where a product of matrices would be kept.
@@ -100,12 +100,8 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
     """
     check_int("rank", rank, 1)
     base = gaussian() if base is None else base
-    entries = getattr(base, "entries", None)
-    if entries is None:
-        raise ValueError(
-            "base must be gaussian() or rademacher(), samplers whose entries are"
-            f" independent, got {base!r}"
-        )
+    check_entries("base", base)
+    entries = base.entries
 
     def factors(key, leaf):
         """A / sqrt(r) and B, so that v = a b^T."""
@@ -128,7 +124,7 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
         new = [function(keys[i], leaf) for i, (_, leaf) in enumerate(leaves)]
         return jax.tree.unflatten(jax.tree.structure(params), new)
 
-    def draw(key, k, num_directions, params):
+    def row(key, k, num_directions, params):
         del num_directions
 
         def leaf_of(key, leaf):
@@ -136,23 +132,31 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
                 return whole(key, leaf)
             return placed_like(leaf, product)(*factors(key, leaf))
 
-        row = each(leaf_of, params, lambda names: leaf_keys(key, k, names))
-        return cast_like(row, params)
+        drawn = each(leaf_of, params, lambda names: leaf_keys(key, k, names))
+        return cast_like(drawn, params)
 
-    def view(key, k, num_directions, params, scale):
+    def line(key, k, num_directions, params):
         del num_directions
 
-        def leaf_of(key, leaf):
-            array = jnp.asarray(leaf)
-            if array.ndim < 2:
-                return add_scaled(array, scale, whole(key, leaf))
-            # Wide, or a bfloat16 product would see a rounded mu.
-            wide = wide_dtype(array.dtype)
-            return LowRankArray(array, *factors(key, leaf), jnp.asarray(scale, wide))
+        def draws_of(key, leaf):
+            return whole(key, leaf) if jnp.ndim(leaf) < 2 else factors(key, leaf)
 
-        return each(leaf_of, params, lambda names: leaf_keys(key, k, names))
+        draws = each(draws_of, params, lambda names: leaf_keys(key, k, names))
 
-    def weighted_sum(weights, key, rows, num_directions, params):
+        def moved(scale):
+            def leaf_at(leaf, drawn):
+                array = jnp.asarray(leaf)
+                if array.ndim < 2:
+                    return add_scaled(array, scale, drawn)
+                # Wide, or a bfloat16 product would see a rounded mu.
+                wide = wide_dtype(array.dtype)
+                return LowRankArray(array, *drawn, jnp.asarray(scale, wide))
+
+            return jax.tree.map(leaf_at, params, draws)
+
+        return moved
+
+    def combine(weights, key, ks, num_directions, params):
         del num_directions
 
         def leaf_of(keys, leaf):
@@ -164,12 +168,11 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
             sums = placed_like(leaf, _weighted_products, weights.ndim - 1)
             return sums(weights.astype(wide), a, b)
 
-        row_keys = lambda names: jax.vmap(
+        keys_of = lambda names: jax.vmap(
             lambda k: leaf_keys(key, k, names), out_axes=1
-        )(rows)
-        return each(leaf_of, params, row_keys)
+        )(ks)
+        return each(leaf_of, params, keys_of)
 
-    draw.view = view
-    draw.transform = of_factors
-    draw.weighted_sum = weighted_sum
-    return draw
+    return from_rows(row)._replace(
+        line=line, combine=combine, adapt=of_factors, holds_rows=False
+    )

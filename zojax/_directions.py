@@ -1,0 +1,385 @@
+"""V, the matrix of perturbation directions: named by a key, never held as a whole.
+
+Row k of V is a pure function of (key, k). :func:`combine` returns V^T w: with a chunk
+size rows are drawn again, so that only that many are alive at once, and with an axis
+name each device of a mesh axis draws only its own. Chunk size, jit and devices never
+change the random stream.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+
+from zojax._checks import check_int, check_spreading
+from zojax._keys import canonical_key, step_key
+from zojax._mesh_axis import over, zeros_beside
+from zojax._numerics import PyTree, is_none, wide_dtype
+from zojax._objective import check_params
+from zojax.perturbations._sampler import (
+    Sampler,
+    check_sampler,
+    map_leading,
+    perturb,
+    sampler_at,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Directions:
+    """V, a K x d matrix of perturbation directions.
+
+    Attributes:
+      sampler: a sampler of zojax.perturbations: how row k is drawn from (key, k).
+      key: names V: a threefry key (typed or uint32[2]) or an int seed; held typed.
+      num_directions: K >= 1.
+      chunk_size: how many rows live at once; None for all, 1 for the memory of one
+        perturbed copy.
+      axis_name: mesh axis that the rows are spread over, K/n to a device: an axis of
+        shard_map, or of the mesh in force (jax.set_mesh). None for none.
+
+    Raises:
+      ValueError: for an argument out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> V = zojax.Directions(zojax.perturbations.rademacher(), 0, 3)
+      >>> f = lambda x: jnp.sum(x)
+      >>> zojax.evaluate(f, jnp.zeros(4), V, smoothing=0.1)[0].shape
+      (3, 1)
+
+    Source: seed replay, arXiv 2305.17333.
+    """
+
+    sampler: Sampler
+    key: jax.Array | int
+    num_directions: int
+    chunk_size: int | None = None
+    axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks, and makes the key a typed one."""
+        check_sampler("sampler", self.sampler)
+        check_int("num_directions", self.num_directions, 1)
+        check_spreading(self.chunk_size, self.axis_name)
+        self.sampler.check(self.num_directions)
+        object.__setattr__(self, "key", canonical_key(self.key))
+
+    @property
+    def typed_key(self) -> jax.Array:
+        """The key, as it is held."""
+        return cast(jax.Array, self.key)
+
+    def _at(self, key: jax.Array) -> Directions:
+        """The same rows, their key an argument of a program of one device."""
+        return dataclasses.replace(self, key=key)
+
+
+def check_directions(directions: Directions) -> None:
+    """Raises unless the argument is a V."""
+    if not isinstance(directions, Directions):
+        raise ValueError(
+            "directions must be a zojax.Directions(sampler, key, num_directions), got"
+            f" {directions!r}"
+        )
+
+
+def direction_shapes(params: PyTree, V: Directions) -> PyTree:
+    """Shapes of a row, in at least float32; raises where params do not fit."""
+    key, k = canonical_key(0), jnp.zeros((), jnp.int32)
+    like = jax.eval_shape(lambda: V.sampler.row(key, k, V.num_directions, params))
+    wide = lambda v: jax.ShapeDtypeStruct(v.shape, wide_dtype(v.dtype))
+    return jax.tree.map(wide, like)
+
+
+def dimension(params: PyTree, V: Directions) -> int:
+    """d, the number of trainable entries."""
+    return sum(leaf.size for leaf in jax.tree.leaves(direction_shapes(params, V)))
+
+
+def _sum_shapes(params: PyTree, V: Directions, leading: tuple[int, ...]) -> PyTree:
+    """Shapes of what :func:`combine` returns."""
+    return jax.tree.map(
+        lambda v: jax.ShapeDtypeStruct(leading + v.shape, v.dtype),
+        direction_shapes(params, V),
+    )
+
+
+def direction_like(
+    params: PyTree, directions: Directions, leading: tuple[int, ...] = ()
+) -> PyTree:
+    """Returns zeros of the shape and place of what :func:`combine` returns.
+
+    Args:
+      params: pytree that directions are drawn for.
+      directions: V; its key is not read.
+      leading: axes before those of a direction.
+
+    Returns:
+      Zeros in at least float32, None at frozen leaves.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> V = zojax.Directions(zojax.perturbations.gaussian(), 0, 2)
+      >>> zojax.queries.direction_like(jnp.ones(3, jnp.bfloat16), V, (4,)).shape
+      (4, 3)
+
+    Source: none; a convenience for the states of estimators.
+    """
+    check_directions(directions)
+
+    def leaf(v, p):
+        if v is None:
+            return None
+        return jnp.broadcast_to(jnp.zeros_like(p, v.dtype), v.shape)
+
+    shapes = _sum_shapes(params, directions, leading)
+    return jax.tree.map(leaf, shapes, params, is_leaf=is_none)
+
+
+def map_directions(
+    function: Callable[[PyTree], PyTree], params: PyTree, directions: Directions
+) -> PyTree:
+    """Applies a function to each direction: stacked function(v_k), k = 0..K-1.
+
+    Args:
+      function: direction -> pytree of arrays (scalars, as a rule).
+      params: pytree that the directions are drawn for.
+      directions: V.
+
+    Returns:
+      The results, with a leading axis K.
+
+    Raises:
+      ValueError: if directions is no :class:`Directions`.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> V = zojax.Directions(zojax.perturbations.rademacher(), 0, 2)
+      >>> print(zojax.queries.map_directions(lambda v: jnp.sum(v**2), jnp.ones(5), V))
+      [5. 5.]
+
+    Source: one row of V at a time, as in arXiv 2305.17333 (seed replay).
+    """
+    check_directions(directions)
+    V, spread = directions, over(directions.axis_name)
+
+    def apply(params, key):
+        ks = spread.own_ks(V.num_directions)
+        of_row = lambda k: function(V.sampler.row(key, k, V.num_directions, params))
+        results = map_leading(of_row, ks, len(ks), V.chunk_size)
+        return spread.from_all(results, V.num_directions)
+
+    return spread.run(apply, params, V.typed_key)
+
+
+def drop_non_finite(tree: PyTree) -> PyTree:
+    """Drops sums that overflowed, so that they never enter a state."""
+    return jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), tree)
+
+
+def _own_sum(weights: jax.Array, params: PyTree, V: Directions) -> PyTree:
+    """The part of V^T w whose rows are this device's, in chunks."""
+    spread, number = over(V.axis_name), V.num_directions
+    ks, mine = spread.own_ks(number), spread.own(weights)
+    if V.chunk_size is None or V.chunk_size >= len(ks):
+        return V.sampler.combine(mine, V.typed_key, ks, number, params)
+
+    # Rows beyond K/n, where it is no multiple of the chunk, are drawn with weight zero.
+    size = V.chunk_size
+    num_chunks = -(-len(ks) // size)
+    padding = num_chunks * size - len(ks)
+    padded = jnp.pad(mine, [(0, 0)] * (mine.ndim - 1) + [(0, padding)])
+
+    def add_chunk(sums, chunk):
+        start = chunk * size
+        some = jax.lax.dynamic_slice_in_dim(padded, start, size, axis=-1)
+        chunk_ks = ks[0] + start + jnp.arange(size)
+        part = V.sampler.combine(some, V.typed_key, chunk_ks, number, params)
+        return jax.tree.map(jnp.add, sums, part), None
+
+    like = _sum_shapes(params, V, weights.shape[:-1])
+    zeros = zeros_beside(like, params, mine, ks, jax.random.key_data(V.typed_key))
+    return jax.lax.scan(add_chunk, zeros, jnp.arange(num_chunks))[0]
+
+
+def _checked_weights(weights: jax.Array, V: Directions, ndim: int | None) -> jax.Array:
+    """Weights f[..., K], one for each direction."""
+    check_directions(V)
+    weights = jnp.asarray(weights)
+    fits = weights.ndim and weights.shape[-1] == V.num_directions
+    if not fits or ndim not in (None, weights.ndim):
+        shape = {None: "[..., K]", 1: "[K]", 2: "[N, K]"}[ndim]
+        raise ValueError(
+            f"weights must have the shape {shape} with K = {V.num_directions}"
+            f" directions, got {weights.shape}"
+        )
+    return weights
+
+
+def combine(weights: jax.Array, params: PyTree, directions: Directions) -> PyTree:
+    """Recombines directions: V^T w = sum_k w_k v_k.
+
+    Args:
+      weights: f[..., K].
+      params: pytree that the directions are drawn for; its values are not read.
+      directions: V, as the values were asked along.
+
+    Returns:
+      A pytree like params in at least float32, with None at frozen leaves and the
+      leading axes of weights; :func:`as_gradient` casts it to params.
+
+    Raises:
+      ValueError: for weights that are not one for each direction.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> V = zojax.Directions(zojax.perturbations.orthogonal(), 0, 2)
+      >>> v = zojax.combine(jnp.ones(2), jnp.ones(2), V)
+      >>> print(jnp.sum(v**2))  # |v_0 + v_1|^2 = 2d
+      4.0
+
+    Source: seed replay, arXiv 2305.17333, Algorithm 1.
+    """
+    weights = _checked_weights(weights, directions, None)
+    V, spread = directions, over(directions.axis_name)
+
+    def add(weights, params, key):
+        return spread.total(_own_sum(weights, params, V._at(key)))
+
+    return drop_non_finite(spread.run(add, weights, params, V.typed_key))
+
+
+def combine_steps(
+    weights: jax.Array, params: PyTree, directions: Directions, steps: jax.Array
+) -> PyTree:
+    """Recombines the directions of several steps, one step at a time.
+
+    Args:
+      weights: f[N, K].
+      params: as in :func:`combine`.
+      directions: V with the key of the run; step n was asked with fold_in(key, n).
+      steps: i32[N], step counts.
+
+    Returns:
+      sum_n V_n^T w_n, as :func:`combine` returns it.
+
+    Raises:
+      ValueError: for weights that are not one for each direction of each step.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> V = zojax.Directions(zojax.perturbations.gaussian(), 0, 2)
+      >>> zojax.queries.combine_steps(jnp.zeros((3, 2)), jnp.ones(3), V,
+      ...     jnp.arange(3)).tolist()
+      [0.0, 0.0, 0.0]
+
+    Source: seed replay over a history, after arXiv 2506.14460, Section 4.1.
+    """
+    weights = _checked_weights(weights, directions, 2)
+    V, spread = directions, over(directions.axis_name)
+
+    def add(weights, params, words, steps):
+        def add_step(sums, step):
+            step_weights, count = step
+            then = dataclasses.replace(
+                V,
+                sampler=sampler_at(V.sampler, words, count),
+                key=step_key(words, count),
+            )
+            part = _own_sum(step_weights, params, then)
+            return jax.tree.map(jnp.add, sums, part), None
+
+        like = _sum_shapes(params, V, ())
+        ks = spread.own_ks(V.num_directions)
+        zeros = zeros_beside(like, params, weights, words, steps, ks)
+        return spread.total(jax.lax.scan(add_step, zeros, (weights, steps))[0])
+
+    words = jax.random.key_data(V.typed_key)
+    return drop_non_finite(spread.run(add, weights, params, words, jnp.asarray(steps)))
+
+
+def add_directions(
+    params: PyTree, weights: jax.Array, directions: Directions
+) -> PyTree:
+    """Moves params along the directions: theta + V^T w, the sum never being held.
+
+    One direction at a time is drawn and added where params lie, so that a jitted step
+    that donates params needs no vector beside them, whatever K is. It is what SGD with
+    :func:`combine` does (w = -lr times the weights), rounded to the dtype of params
+    after each direction instead of once.
+
+    Args:
+      params: pytree.
+      weights: f[K], learning rate and sign included.
+      directions: V, as the values were asked along, on no mesh axis.
+
+    Returns:
+      A pytree like params; an entry that would overflow stays.
+
+    Raises:
+      ValueError: for weights that are not one for each direction, or an axis_name.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> x, f, mu = jnp.ones(3), lambda x: jnp.sum(x**2), 1e-2
+      >>> V = zojax.Directions(zojax.perturbations.rademacher(), 0, 4, chunk_size=1)
+      >>> y, _ = zojax.evaluate(f, x, V, mu, sides=(1.0, -1.0))
+      >>> w = zojax.weights.central(y[:, 0], y[:, 1], mu)
+      >>> bool(f(zojax.queries.add_directions(x, -0.1 * w, V)) < f(x))
+      True
+
+    Source: seed replay, arXiv 2305.17333, Algorithm 1, over K directions.
+    """
+    check_params(params)
+    weights, V = _checked_weights(weights, directions, 1), directions
+    if V.axis_name is not None:
+        raise ValueError(
+            "axis_name must be None to add directions where params lie, got"
+            f" {V.axis_name!r}"
+        )
+
+    def add(params, one):
+        k, weight = one
+        row = V.sampler.row(V.typed_key, k, V.num_directions, params)
+        kept = lambda new, old: jnp.where(jnp.isfinite(new), new, old)
+        return jax.tree.map(kept, perturb(params, row, weight), params), None
+
+    params = jax.tree.map(jnp.asarray, params)
+    return jax.lax.scan(add, params, (jnp.arange(V.num_directions), weights))[0]
+
+
+def as_gradient(sums: PyTree, params: PyTree) -> PyTree:
+    """Casts sums to a gradient like params: zero at frozen leaves, always finite.
+
+    Args:
+      sums: what :func:`combine` or :func:`estimate` returns, without leading axes.
+      params: pytree.
+
+    Returns:
+      A pytree with the structure, shapes and dtypes of params. What does not fit the
+      dtype saturates at its largest finite number.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> sums = {"head": jnp.ones(2), "body": None}
+      >>> params = {"head": jnp.ones(2, jnp.bfloat16), "body": jnp.ones(3)}
+      >>> g = zojax.as_gradient(sums, params)
+      >>> g["head"].dtype.name, g["body"].tolist()
+      ('bfloat16', [0.0, 0.0, 0.0])
+
+    Source: none; the contract between estimators and optax.
+    """
+
+    def leaf(x, p):
+        if x is None:
+            return jax.tree.map(jnp.zeros_like, p)
+        dtype = jnp.result_type(p)
+        largest = jnp.asarray(jnp.finfo(dtype).max, x.dtype)
+        return jnp.clip(jnp.where(jnp.isnan(x), 0, x), -largest, largest).astype(dtype)
+
+    return jax.tree.map(leaf, sums, params, is_leaf=is_none)

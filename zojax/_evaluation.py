@@ -1,0 +1,303 @@
+"""Asking the objective along directions: by calling it, or by handing out the points.
+
+:func:`evaluate` asks for y_kp = f(theta + mu s_p v_k), the only way to call f;
+:func:`estimate` also weighs and sums. :func:`points` hands out what evaluate would ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zojax._checks import check_number
+from zojax._directions import (
+    Directions,
+    check_directions,
+    combine,
+    drop_non_finite,
+)
+from zojax._keys import purpose_key
+from zojax._mesh_axis import Spread, over
+from zojax._numerics import PyTree, value_dtype
+from zojax._objective import Objective, answer_of, as_objective, check_params
+from zojax.perturbations import materialize
+from zojax.perturbations._sampler import (
+    Line,
+    contract_rows,
+    map_leading,
+    perturb,
+    stacked_rows,
+)
+
+ONE_SIDE = (1.0,)
+BOTH_SIDES = (1.0, -1.0)
+
+
+class Estimate(NamedTuple):
+    """What :func:`estimate` returns.
+
+    Attributes:
+      sums: V^T w, a pytree like params in at least float32, with None at frozen leaves;
+        leaves have the leading axes of the weights before K, if any.
+      values: f[K, P], the query values.
+      aux: the aux of query (0, 0), or None.
+    """
+
+    sums: PyTree
+    values: jax.Array
+    aux: PyTree
+
+
+def evaluate_at(
+    value_fn: Callable[..., Any], params: PyTree, *, has_aux: bool = False
+) -> tuple[jax.Array, PyTree]:
+    """Queries the objective once: (f(params), aux).
+
+    Args:
+      value_fn: params -> scalar, or (scalar, aux) with ``has_aux``.
+      params: pytree.
+      has_aux: whether value_fn returns an aux.
+
+    Returns:
+      The value in float32 (float64 under x64), and the aux or None.
+
+    Raises:
+      ValueError: if value_fn does not return a real scalar.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> zojax.evaluate_at(lambda x: (x**2).sum(), jnp.ones(3))[0].item()
+      3.0
+
+    Source: the conventions of jax.value_and_grad.
+    """
+    return answer_of(value_fn(params), has_aux)
+
+
+def value_at_params(
+    objective: Objective, params: PyTree, value: Any, key: jax.Array
+) -> tuple[jax.Array, PyTree]:
+    """(f(params), aux): the value that the caller passed, else a query."""
+    if value is None:
+        own = purpose_key(key, "query at params") if objective.takes_key else None
+        return answer_of(objective.call(params, own), objective.has_aux)
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"value must be the scalar f(params), got shape {jnp.shape(value)}"
+        )
+    return jnp.asarray(value, value_dtype()), None
+
+
+def _check_sides(sides: Any) -> None:
+    """Raises unless sides are a tuple of finite numbers."""
+    kinds = (int, float, np.number)
+    fits = isinstance(sides, tuple) and len(sides) > 0
+    if not fits or not all(isinstance(s, kinds) and np.isfinite(s) for s in sides):
+        raise ValueError(
+            "sides must be a tuple of finite numbers, (1.0,) or (1.0, -1.0) as a rule,"
+            f" got {sides!r}"
+        )
+
+
+def _check_asked(params: PyTree, V: Directions, smoothing: Any, sides: Any) -> None:
+    check_params(params)
+    check_directions(V)
+    check_number("smoothing", smoothing, 0.0, schedule=False)
+    _check_sides(sides)
+
+
+def _scales(smoothing: Any, sides: tuple[float, ...]) -> jax.Array:
+    return jnp.asarray(sides, value_dtype()) * smoothing
+
+
+def _along(
+    objective: Objective, V: Directions, smoothing: Any, sides: tuple[float, ...]
+) -> Callable[[Line, Any], tuple[jax.Array, PyTree]]:
+    """Returns (line, k) -> (values[P], aux of each side)."""
+    scales = _scales(smoothing, sides)
+    # In chunks the sides take turns: one perturbed copy a direction.
+    at_once = None if V.chunk_size is None else 1
+
+    def values_along(line, k):
+        # Both sides of a direction share a key.
+        own = jax.random.fold_in(purpose_key(V.typed_key, "query"), k)
+        query_key = own if objective.takes_key else None
+        call = V.sampler.adapt(lambda point: objective.call(point, query_key))
+        at = lambda scale: answer_of(call(line(scale)), objective.has_aux)
+        return map_leading(at, scales, len(sides), at_once)
+
+    return values_along
+
+
+def _shared(
+    values: jax.Array, aux: PyTree, V: Directions, spread: Spread
+) -> tuple[jax.Array, PyTree]:
+    """All values, and the aux of query (0, 0), on every device."""
+    first = jax.tree.map(lambda x: x[0, 0], aux)
+    return spread.from_all(values, V.num_directions), spread.from_first(first)
+
+
+def evaluate(
+    value_fn: Callable[..., Any],
+    params: PyTree,
+    directions: Directions,
+    smoothing: jax.Array | float,
+    *,
+    sides: tuple[float, ...] = ONE_SIDE,
+    has_aux: bool = False,
+) -> tuple[jax.Array, PyTree]:
+    """Queries the objective along the directions: y_kp = f(theta + mu s_p v_k).
+
+    Args:
+      value_fn: params -> scalar, or (scalar, aux) with ``has_aux``. If it names
+        ``query_key``, it gets a key for each direction, which its sides share.
+      params: pytree; float leaves are perturbed, each point from the untouched params.
+      directions: V. With a chunk size the sides of a direction take turns.
+      smoothing: mu > 0, in units of params.
+      sides: the P scales s_p of mu, (1.0,) or (1.0, -1.0) as a rule.
+      has_aux: whether value_fn returns an aux.
+
+    Returns:
+      (values f[K, P] in float32 or, under x64, float64; the aux of query (0, 0)).
+
+    Raises:
+      ValueError: for an argument out of its range, or if value_fn does not return a
+        real scalar.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> V = zojax.Directions(zojax.perturbations.simplex(), 0, 8)
+      >>> values, _ = zojax.evaluate(lambda x: x.sum(), jnp.zeros(4), V, 1e-1)
+      >>> values.shape, abs(round(float(values.sum()), 5))
+      ((8, 1), 0.0)
+
+    Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Section 4.1.
+    """
+    _check_asked(params, directions, smoothing, sides)
+    objective = as_objective(value_fn, has_aux)
+    V, spread = directions, over(directions.axis_name)
+
+    def ask(params, key):
+        own = V._at(key)
+        along = _along(objective, own, smoothing, sides)
+        ks = spread.own_ks(V.num_directions)
+        line = lambda k: V.sampler.line(key, k, V.num_directions, params)
+        values, aux = map_leading(
+            lambda k: along(line(k), k), ks, len(ks), V.chunk_size
+        )
+        return _shared(values, aux, V, spread)
+
+    return spread.run(ask, params, V.typed_key)
+
+
+def estimate(
+    value_fn: Callable[..., Any],
+    params: PyTree,
+    directions: Directions,
+    smoothing: jax.Array | float,
+    weigh: Callable[[jax.Array], jax.Array],
+    *,
+    sides: tuple[float, ...] = ONE_SIDE,
+    has_aux: bool = False,
+) -> Estimate:
+    """Evaluates, weighs and combines: g = V^T weigh(f(theta + mu V)).
+
+    Without a chunk size directions are drawn once and kept in memory, if the sampler
+    lets them; otherwise they are drawn again to be combined.
+
+    Args:
+      weigh: values f[K, P] -> weights f[..., K], as in zojax.weights.
+      value_fn, params, directions, smoothing, sides, has_aux: as in :func:`evaluate`.
+
+    Returns:
+      An :class:`Estimate`.
+
+    Raises:
+      ValueError: for an argument out of its range, or if value_fn does not return a
+        real scalar.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> mu, f = 1e-2, lambda x: x[0] + 2 * x[1]
+      >>> weigh = lambda y: zojax.weights.central(y[:, 0], y[:, 1], mu)
+      >>> V = zojax.Directions(zojax.perturbations.orthogonal(), 0, 2)
+      >>> g = zojax.estimate(f, jnp.zeros(2), V, mu, weigh, sides=(1.0, -1.0)).sums
+      >>> print(g.round(3))
+      [1. 2.]
+
+    Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Theorem 3.2.
+    """
+    _check_asked(params, directions, smoothing, sides)
+    objective = as_objective(value_fn, has_aux)
+    V, spread = directions, over(directions.axis_name)
+    if V.chunk_size is not None or not V.sampler.holds_rows:
+        values, aux = evaluate(objective, params, V, smoothing, sides=sides)
+        return Estimate(combine(weigh(values), params, V), values, aux)
+
+    def ask_and_add(params, key):
+        own = V._at(key)
+        along = _along(objective, own, smoothing, sides)
+        ks = spread.own_ks(V.num_directions)
+        rows = stacked_rows(V.sampler.row, key, ks, V.num_directions, params)
+
+        def values_of(row_and_k):
+            row, k = row_and_k
+            return along(lambda scale: perturb(params, row, scale), k)
+
+        values, aux = map_leading(values_of, (rows, ks), len(ks))
+        values, aux = _shared(values, aux, V, spread)
+        sums = contract_rows(spread.own(weigh(values)), rows)
+        return spread.total(sums), values, aux
+
+    sums, values, aux = spread.run(ask_and_add, params, V.typed_key)
+    return Estimate(drop_non_finite(sums), values, aux)
+
+
+def points(
+    params: PyTree,
+    directions: Directions,
+    smoothing: jax.Array | float,
+    *,
+    sides: tuple[float, ...] = ONE_SIDE,
+) -> PyTree:
+    """Returns the points that :func:`evaluate` asks at, for an objective of any kind.
+
+    Args:
+      params: pytree.
+      directions: V; chunks and mesh axis are not read.
+      smoothing: mu > 0, in units of params.
+      sides: the P scales s_p of mu.
+
+    Returns:
+      theta + mu s_p v_k, a pytree like params whose leaves have a leading axis K P:
+      the sides of direction 0, then those of direction 1, and so on. All leaves are
+      arrays, whatever the sampler; frozen ones are repeated.
+
+    Raises:
+      ValueError: for an argument out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp, zojax
+      >>> V = zojax.Directions(zojax.perturbations.rademacher(), 0, 3)
+      >>> zojax.queries.points(jnp.zeros(2), V, 0.1, sides=(1.0, -1.0)).shape
+      (6, 2)
+
+    Source: ask and tell, the interface of evolution strategies.
+    """
+    _check_asked(params, directions, smoothing, sides)
+    V, scales = directions, _scales(smoothing, sides)
+    # What takes the views of a sampler also forms them.
+    formed = V.sampler.adapt(lambda point: point)
+
+    def of_row(k):
+        line = V.sampler.line(V.typed_key, k, V.num_directions, params)
+        at = lambda scale: materialize(formed(line(scale)))
+        return map_leading(at, scales, len(sides))
+
+    ks = jnp.arange(V.num_directions)
+    both = map_leading(of_row, ks, len(ks))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), both)
