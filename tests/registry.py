@@ -9,12 +9,12 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import optax
-
 import zojax
+from zojax._estimators.step import followed_by
 from zojax.perturbations import (
     aligned,
     coordinate,
+    from_rows,
     gaussian,
     lazy,
     low_rank,
@@ -29,27 +29,28 @@ Wrap = Callable[[zojax.Sampler], zojax.Sampler]
 
 
 class Case(NamedTuple):
-    """An estimator (or a chain around it) and what it promises."""
+    """An estimator (or a chain that begins with it) and what it promises."""
 
     factory: Callable
-    make: Callable[[Wrap], optax.GradientTransformationExtraArgs]
+    make: Callable[[Wrap], zojax.Estimator]
     num_queries: int  # calls of value_fn in a step, without value=
     reads_updates: bool = False
 
 
-def materializing(
-    opt: optax.GradientTransformationExtraArgs,
-) -> optax.GradientTransformationExtraArgs:
+def materializing(opt: zojax.Estimator) -> zojax.Estimator:
     """Lets a lazy sampler serve objectives that know nothing of it."""
 
-    def update(updates, state, params=None, *, value_fn, **extra_args):
+    def update(updates, state, params=None, *, value_fn=None, **extra_args):
+        if value_fn is None:
+            return opt.update(updates, state, params, **extra_args)
+
         @functools.wraps(value_fn)
         def of_arrays(at, *args, **kwargs):
             return value_fn(zojax.materialize(at), *args, **kwargs)
 
         return opt.update(updates, state, params, value_fn=of_arrays, **extra_args)
 
-    return optax.GradientTransformationExtraArgs(opt.init, update)
+    return zojax.Estimator(opt.init, update, opt.ask, opt.num_rounds)
 
 
 MU, K = 1e-2, 4
@@ -152,9 +153,7 @@ ESTIMATORS: dict[str, Case] = {
     ),
     "aligned_projection": Case(
         zojax.aligned_projection,
-        lambda wrap: zojax.aligned_projection(
-            MU, K, key=1, mask=getattr(wrap, "mask", None)
-        ),
+        lambda wrap: zojax.aligned_projection(MU, K, key=1, sampler=wrap(orthogonal())),
         K + 1,
     ),
     "zoar": Case(
@@ -211,6 +210,26 @@ ESTIMATORS: dict[str, Case] = {
         lambda wrap: zojax.mezo(1e-3, MU, key=1, sampler=wrap(rademacher())),
         2,
     ),
+    "shaped": Case(
+        zojax.zoar,
+        lambda wrap: zojax.zoar(
+            MU,
+            K,
+            key=1,
+            history_size=2,
+            sampler=wrap(rademacher()),
+            clip=10.0,
+            shaping=lambda y: y / 2,
+        ),
+        K,
+    ),
+    "from_rows": Case(
+        zojax.two_point,
+        lambda wrap: zojax.two_point(
+            MU, K, key=1, sampler=wrap(from_rows(rademacher().row)), clip=10.0
+        ),
+        K + 1,
+    ),
     "spsa": Case(
         zojax.spsa,
         lambda wrap: zojax.spsa(
@@ -220,7 +239,7 @@ ESTIMATORS: dict[str, Case] = {
     ),
     "scale_by_radazo": Case(
         zojax.scale_by_radazo,
-        lambda wrap: optax.chain(
+        lambda wrap: followed_by(
             zojax.two_point(MU, 1, key=1, sampler=wrap(gaussian())),
             zojax.scale_by_radazo(),
         ),
@@ -228,7 +247,7 @@ ESTIMATORS: dict[str, Case] = {
     ),
     "radazo": Case(
         zojax.radazo,
-        lambda wrap: optax.chain(
+        lambda wrap: followed_by(
             zojax.zoar(MU, K, key=1, sampler=wrap(gaussian())), zojax.radazo(1e-3)
         ),
         K,
@@ -239,6 +258,7 @@ ESTIMATORS: dict[str, Case] = {
 SAMPLERS: dict[str, Callable] = {
     "aligned": aligned,
     "coordinate": coordinate,
+    "from_rows": from_rows,
     "gaussian": gaussian,
     "lazy": lazy,
     "low_rank": low_rank,

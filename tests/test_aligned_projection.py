@@ -343,16 +343,18 @@ def test_constant_loss_gives_exactly_zero():
         assert g.tolist() == [0.0] * 4
 
 
-def test_mask():
+def test_a_restricted_sampler():
     """Frozen leaves are not perturbed, hold no guide and get a zero gradient."""
     p = {"a": jnp.zeros((2, 4)), "b": jnp.full(3, 2.0)}
     num, mask = 3, {"a": True, "b": False}
     f = lambda p: (
         jnp.dot(jnp.asarray(SLOPE, jnp.float32), p["a"].ravel()) * p["b"].sum()
     )
-    opt = zojax.aligned_projection(0.1, num, key=KEY, mask=lambda _: mask)
+    restricted = perturbations.restrict(ORTHOGONAL, lambda _: mask)
+    opt = zojax.aligned_projection(0.1, num, key=KEY, sampler=restricted)
     assert opt.init(p).guide["b"] is None
-    opt = zojax.aligned_projection(0.1, num, key=KEY, mask=mask)
+    restricted = perturbations.restrict(ORTHOGONAL, mask)
+    opt = zojax.aligned_projection(0.1, num, key=KEY, sampler=restricted)
     state = opt.init(p)
     assert state.guide["b"] is None
     update = jit(lambda s: opt.update(None, s, p, value_fn=f))
@@ -393,7 +395,11 @@ def test_bfloat16_params_keep_a_float32_guide():
         ({"decay": np.nan}, r"decay must be a number >= 0 and < 1.*got nan$"),
         ({"difference": "mean"}, r"difference must be one of \('forward'.*got 'mean'$"),
         ({"chunk_size": 0}, r"chunk_size must be an int >= 1 or None, got 0$"),
-        ({"mask": {"a": 1}}, r"mask must be a pytree prefix of bools.*got a leaf 1$"),
+        ({"sampler": 3}, r"sampler must be a zojax.Sampler.*got 3$"),
+        (
+            {"sampler": perturbations.gaussian()},
+            r"sampler must be a design of orthogonal directions, .*got Sampler",
+        ),
         ({"key": None}, r"key must be .*got None$"),
         ({"aux_like": 0.0}, r"aux_like needs has_aux=True"),
     ],
@@ -413,6 +419,7 @@ def test_more_directions_than_entries_are_refused_in_init():
         match="num_directions must be at most the 4 trainable entries, got 5",
     ):
         opt.init({"a": jnp.ones(3), "b": jnp.ones(1)})
-    frozen = zojax.aligned_projection(0.1, 4, key=0, mask={"a": True, "b": False})
+    restricted = perturbations.restrict(ORTHOGONAL, {"a": True, "b": False})
+    frozen = zojax.aligned_projection(0.1, 4, key=0, sampler=restricted)
     with pytest.raises(ValueError, match="at most the 3 trainable entries, got 4"):
         frozen.init({"a": jnp.ones(3), "b": jnp.ones(9)})

@@ -191,11 +191,12 @@ def test_a_replayed_guide_equals_algorithm_2(kwargs):
 
 def test_a_replayed_guide_that_is_not_usable_leaves_base_directions():
     """No finite rough value: isotropic directions, as with a guide that is held."""
-    sampler = perturbations.lazy(GAUSSIAN)
+    drawn = perturbations.lazy(GAUSSIAN)
+    held = perturbations.from_rows(drawn.row)
     f = lambda z: jnp.where(jnp.sum(z) > 1.0, jnp.nan, jnp.sum(z))
     x = jnp.ones(4) * 0.249
     found = {}
-    for storage in ("sums", "replay"):
+    for storage, sampler in (("sums", held), ("replay", drawn)):
         opt = zojax.dap(
             0.05, 4, key=1, sampler=sampler, base=sampler, storage=storage, split=0.25
         )
@@ -221,7 +222,8 @@ def test_replayed_directions_can_be_held():
     rough_key, key = jax.random.split(jax.random.key(3))
     w = jnp.array([3e20, -1e20, 2e20])  # squares overflow float32
     directions = replay_aligned(w, sampler, rough_key, sampler, key, 2, params)
-    a = flat(zojax.combine(w / 1e20, params, sampler, rough_key, 3))
+    rough = zojax.Directions(sampler, rough_key, 3)
+    a = flat(zojax.combine(w / 1e20, params, rough))
     for k in range(2):
         v = replayed_sampler(directions)(key, k, 2, params)
         assert jax.tree.map(lambda x: x.dtype, v) == jax.tree.map(
@@ -241,14 +243,15 @@ def test_a_replayed_guide_costs_no_vector():
         return jnp.mean(jax.lax.scan(body, x, layers)[0] ** 2)
 
     lazily = perturbations.lazy(RADEMACHER, True)
+    held = perturbations.from_rows(lazily.row)
     copies = {}
-    for storage in ("sums", "replay"):
+    for storage, sampler in (("sums", held), ("replay", lazily)):
         opt = zojax.dap(
             1e-3,
             8,
             key=0,
-            sampler=lazily,
-            base=lazily,
+            sampler=sampler,
+            base=sampler,
             storage=storage,
             chunk_size=1,
         )
@@ -491,10 +494,10 @@ def test_number_of_calls(kwargs, value, expected):
     ]
     np.testing.assert_allclose(state.log.query_mean, np.mean(queries), rtol=1e-5)
     if central:
-        assert state.log.base_value is None
+        assert state.log.value_at_params is None
     else:
         base = value if value is not None else quadratic(np.arange(float(D)))
-        np.testing.assert_allclose(state.log.base_value, base, rtol=1e-6)
+        np.testing.assert_allclose(state.log.value_at_params, base, rtol=1e-6)
 
 
 def test_aux_is_from_params_or_else_from_the_first_rough_point():
@@ -662,8 +665,8 @@ def test_sampler_and_base_must_freeze_the_same_leaves():
             {"num_directions": 3, "split": 0.9},
             r"split must leave .*split=0.9 with num_directions=3: 3 rough and 0",
         ),
-        ({"sampler": 3}, r"sampler must be a callable.*got 3$"),
-        ({"base": 3}, r"sampler must be a callable.*got 3$"),
+        ({"sampler": 3}, r"sampler must be a zojax.Sampler.*got 3$"),
+        ({"base": 3}, r"base must be a zojax.Sampler.*got 3$"),
         (
             {"storage": "replay"},
             r"sampler must be zojax.perturbations.lazy.*storage=.replay., got",

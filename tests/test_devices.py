@@ -261,7 +261,8 @@ def test_noise_is_drawn_where_the_shard_lives(sampler, spec):
     # Gaussian: a shard's words, uniforms, noise and copy. Rademacher's words, 1/32 of
     # the leaf, are drawn on every device.
     assert program.memory_analysis().temp_size_in_bytes <= 0.85 * 4 * x.size
-    add = jax.jit(lambda x: zojax.combine(jnp.ones(4), x, sampler, 0, 4, chunk_size=1))
+    V = zojax.Directions(sampler, 0, 4, chunk_size=1)
+    add = jax.jit(lambda x: zojax.combine(jnp.ones(4), x, V))
     found, alone = jax.device_get((add(x), add(jnp.ones(shape))))
     np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-5)
 
@@ -326,7 +327,8 @@ def test_explicit_axes_change_no_sign():
     sampler = rademacher()
     opt = zojax.two_point(MU, 4, key=0, sampler=sampler, chunk_size=1)
     value_fn = lambda x: jnp.sum(x**2)
-    add = jax.jit(lambda x: zojax.combine(jnp.ones(4), x, sampler, 0, 4, chunk_size=1))
+    V = zojax.Directions(sampler, 0, 4, chunk_size=1)
+    add = jax.jit(lambda x: zojax.combine(jnp.ones(4), x, V))
     expected = jax.device_get(add(jnp.ones(64)))
     with jax.set_mesh(mesh_of((8,), ("model",), AxisType.Explicit)):
         x = jax.device_put(jnp.ones(64), P("model"))
@@ -387,8 +389,11 @@ def test_explicit_axes_for_parameters(name):
             moved, state = program(x, opt.init(x))
         assert "all-gather" not in program.as_text()
         assert "f32[32,512]" not in program.as_text()  # a whole leaf
+        listed = optax.tree.get(state, "query_values")  # f[K, 1], of no parameter
+        assert listed.sharding.is_fully_replicated
         for leaf in jax.tree.leaves((moved, state)):
-            assert leaf.ndim < 2 or leaf.sharding.spec[leaf.ndim - 2] == "model"
+            placed = leaf.ndim >= 2 and leaf is not listed
+            assert not placed or leaf.sharding.spec[leaf.ndim - 2] == "model"
         return program.memory_analysis().temp_size_in_bytes / x.nbytes, moved
 
     (automatic, expected), (explicit, found) = map(

@@ -383,6 +383,7 @@ ESTIMATES = {
     "prefix": {"tuning": "prefix"},
     "all": {"tuning": "all", "learning_rate": 1e-3},
     "all, averaged": {"tuning": "all", "estimator": "leave-one-out", "directions": 8},
+    "all, dap": {"tuning": "all", "estimator": "dap", "directions": 2},
     "top, B alone": {"top": 2, "freeze_a": True, "calibrate": True, "matrices": "qk"},
     "top, after text": {"top": 2, "after_text": True, "calibrate": True},
     "prompt after text": {"tuning": "prompt", "after_text": True},
@@ -468,6 +469,10 @@ def test_clipping_bounds_the_directional_derivative(ready):
         ({"after_text": True, "tuning": "all"}, "after_text needs tuning lora or"),
         ({"estimator": "dap"}, "directions must be >= 2 for dap"),
         ({"sampler": "simplex", "directions": 6}, "power of 2 for simplex"),
+        (
+            {"estimator": "leave-one-out", "sampler": "simplex", "directions": 4},
+            "estimator must be mean for simplex",
+        ),
         ({"tuning": "all", "sampler": "sphere"}, "gaussian or rademacher"),
     ],
 )
@@ -805,11 +810,12 @@ def test_eight_directions_in_place_need_the_memory_of_one():
     draw = perturbations.restrict(draw, trainable)
 
     def step(params, count, num_directions):
-        asked = draw, jax.random.fold_in(jax.random.key(0), count), num_directions
+        key = jax.random.fold_in(jax.random.key(0), count)
+        V = zojax.Directions(draw, key, num_directions, chunk_size=1)
         f = lambda params: value_fn(params, batch)
-        y, _ = zojax.evaluate(f, params, *asked, 1e-3, signs=(1.0, -1.0), chunk_size=1)
+        y, _ = zojax.evaluate(f, params, V, 1e-3, sides=(1.0, -1.0))
         w = zojax.weights.central(y[:, 0], y[:, 1], 1e-3)
-        return zojax.queries.add_directions(params, -1e-4 * w, *asked)
+        return zojax.queries.add_directions(params, -1e-4 * w, V)
 
     def size(num_directions):
         jitted = jax.jit(step, static_argnums=2, donate_argnums=0)

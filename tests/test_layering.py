@@ -10,34 +10,32 @@ import pytest
 import zojax
 
 ROOT = Path(zojax.__file__).parent
+BASE = {"_checks", "_keys", "_numerics"}
+ASKING = {"_directions", "_evaluation", "_mesh_axis", "_objective"}
 # Each room: the rooms it may import from, and the packages.
 ALLOWED = {
     "_keys": (set(), {"jax", "numpy"}),
     "_numerics": (set(), {"jax"}),
     "_checks": (set(), {"jax", "numpy"}),
+    "weights": (set(), {"jax"}),
+    "_radazo": (BASE, {"jax", "optax"}),
+    "perturbations": (BASE, {"jax", "numpy"}),
     "_objective": ({"_numerics"}, {"jax", "optax"}),
     "_mesh_axis": ({"_numerics"}, {"jax"}),
-    "weights": (set(), {"jax"}),
-    "_radazo": (set(), {"jax", "optax"}),
-    "perturbations": ({"_checks", "_keys", "_numerics"}, {"jax", "numpy"}),
-    "queries": (
-        {"_checks", "_keys", "_mesh_axis", "_numerics", "_objective", "perturbations"},
+    "_directions": (
+        BASE | {"_mesh_axis", "_objective", "perturbations"},
         {"jax"},
     ),
-    "_check_smoothing": ({"_keys", "_numerics", "perturbations", "queries"}, {"jax"}),
+    "_evaluation": (BASE | ASKING | {"perturbations"}, {"jax", "numpy"}),
+    "queries": (ASKING, set()),
+    "_check_smoothing": (BASE | {"perturbations"}, {"jax"}),
     "_estimators": (
-        {
-            "_checks",
-            "_keys",
-            "_numerics",
-            "_objective",
-            "perturbations",
-            "queries",
-            "weights",
-        },
-        {"jax", "optax"},
+        BASE | ASKING | {"perturbations", "weights"},
+        {"jax", "numpy", "optax"},
     ),
 }
+# What estimators share; beside it each is a file of its own.
+SHARED = {"differences", "log", "rounds", "step", "zoar_history"}
 FILES = {
     path.relative_to(ROOT).with_suffix("").as_posix(): path
     for path in sorted(ROOT.rglob("*.py"))
@@ -70,7 +68,7 @@ def test_every_file_has_its_room():
 
 @pytest.mark.parametrize("file", FILES)
 def test_imports_follow_the_layers(file):
-    """_keys, _numerics <- perturbations <- queries <- estimators, without siblings."""
+    """_keys, _numerics <- perturbations <- _directions, _evaluation <- estimators."""
     ours, others, dotted = imports(file)
     rooms, packages = ALLOWED[room(file)]
     assert ours <= rooms
@@ -78,18 +76,47 @@ def test_imports_follow_the_layers(file):
     assert not [name for name in dotted if "._src" in name]
 
 
-# _mesh_axis is its part for devices; _keys and _noise map over leaf keys; _low_rank,
-# _lazy and _aligned_replay over parts of rows that are never held; the interpreter runs
-# the loops of other people's programs.
-MAPPING = {"_keys", "queries", "_mesh_axis"}
-PARTS = ("_noise", "_aligned_replay", "_lazy")
+# Directions are mapped over in _directions and _evaluation alone, with what a sampler
+# gives them (_sampler) and _mesh_axis for devices. _keys and _noise map over leaf keys;
+# _low_rank, _lazy and _aligned_replay over parts of rows that are never held; the
+# interpreter runs the loops of other people's programs.
+MAPPING = {"_directions", "_evaluation", "_keys", "_mesh_axis"}
+PARTS = ("_sampler", "_noise", "_aligned_replay", "_lazy")
 PARTS += ("_low_rank/interpreter", "_low_rank/sampler")
 MAPPING |= {f"perturbations/{name}" for name in PARTS}
 
 
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("_estimators/")])
+def test_estimators_do_not_import_each_other(file):
+    """Only what they share."""
+    _, _, dotted = imports(file)
+    inside = {n.split(".")[2] for n in dotted if n.startswith("zojax._estimators.")}
+    assert inside <= SHARED
+
+
+def test_no_file_and_no_step_is_long():
+    """A file holds one idea; the body of an update is read at a glance."""
+    for file, path in FILES.items():
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.name in ("body", "update"):
+                assert node.end_lineno - node.lineno < 40, (file, node.name)
+
+
+def test_capabilities_are_fields():
+    """Nothing looks for hidden attributes of a sampler."""
+    for file, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = isinstance(node, ast.Call) and getattr(node.func, "id", "")
+            if called in ("hasattr", "getattr", "setattr"):
+                assert "sampler" not in ast.unparse(node.args[0]), (file, node.lineno)
+                assert "base" not in ast.unparse(node.args[0]), (file, node.lineno)
+
+
 @pytest.mark.parametrize("file", sorted(set(FILES) - MAPPING))
-def test_vmap_and_scan_live_in_queries(file):
-    """Directions are mapped over in queries alone."""
+def test_vmap_and_scan_have_their_places(file):
+    """Everywhere else a program is one of a single direction."""
     tree = ast.parse(FILES[file].read_text())
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not names & {"vmap", "scan", "while_loop", "fori_loop", "shard_map", "pmap"}

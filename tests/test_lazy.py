@@ -8,8 +8,16 @@ import pytest
 
 import zojax
 from zojax import materialize
-from zojax.perturbations import PerturbedArray, gaussian, lazy, rademacher, restrict
+from zojax.perturbations import (
+    PerturbedArray,
+    from_rows,
+    gaussian,
+    lazy,
+    rademacher,
+    restrict,
+)
 from zojax.perturbations import sphere as not_independent
+from zojax.perturbations._sampler import perturb
 
 STACKED = {"layers": True, "table": True, "head": False}
 
@@ -46,31 +54,23 @@ VALUE_FN = lambda params: model(params, TOKENS)
 def test_queries_are_those_along_the_whole_directions(base, chunk_size):
     """Values asked lazily are f at params + mu v_k, v_k from the sampler itself."""
     params, sampler, key = params_like(), lazy(base(), STACKED), jax.random.key(5)
-    values, _ = zojax.evaluate(
-        VALUE_FN,
-        params,
-        sampler,
-        key,
-        3,
-        1e-2,
-        signs=(1.0, -1.0),
-        chunk_size=chunk_size,
-    )
+    V = zojax.Directions(sampler, key, 3, chunk_size)
+    values, _ = zojax.evaluate(VALUE_FN, params, V, 1e-2, sides=(1.0, -1.0))
     for k in range(3):
         v = sampler(key, k, 3, params)
-        for p, sign in enumerate((1, -1)):
-            moved = jax.tree.map(lambda x, v, s=sign: x + s * 1e-2 * v, params, v)
+        for p, side in enumerate((1, -1)):
+            moved = jax.tree.map(lambda x, v, s=side: x + s * 1e-2 * v, params, v)
             np.testing.assert_allclose(values[k, p], VALUE_FN(moved), rtol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("base", [gaussian, rademacher])
-def test_a_view_is_the_perturbed_copy_to_the_bit(base, dtype):
+def test_a_line_is_the_perturbed_copy_to_the_bit(base, dtype):
     with jax.enable_x64(dtype == "float64"):
         params = params_like(jnp.dtype(dtype))
         sampler, key = lazy(base(), STACKED), jax.random.key(6)
-        seen = materialize(sampler.view(key, 2, 4, params, 1e-2))
-        copy = zojax.queries.perturb(params, sampler(key, 2, 4, params), 1e-2)
+        seen = materialize(sampler.line(key, 2, 4, params)(1e-2))
+        copy = perturb(params, sampler(key, 2, 4, params), 1e-2)
         for a, b, p in zip(*map(jax.tree.leaves, (seen, copy, params)), strict=True):
             assert a.dtype == p.dtype
             assert jnp.array_equal(a, b)
@@ -81,9 +81,8 @@ def test_nothing_trainable_gives_nothing():
     params = {"a": jnp.ones(2)}
     frozen = restrict(lazy(gaussian()), False)
     assert frozen(jax.random.key(0), 0, 1, params) == {"a": None}
-    values, _ = zojax.evaluate(
-        lambda p: p["a"].sum(), params, frozen, jax.random.key(0), 1, 0.1
-    )
+    V = zojax.Directions(frozen, 0, 1)
+    values, _ = zojax.evaluate(lambda p: p["a"].sum(), params, V, 0.1)
     assert values.item() == 2
 
 
@@ -120,7 +119,7 @@ def test_estimators_take_the_step_of_a_copy(dtype):
     """A lazy step equals one along the same directions, kept as copies."""
     params = params_like(dtype)
     sampler = lazy(rademacher(), STACKED)
-    whole = lambda key, k, num, params: sampler(key, k, num, params)  # not lazy
+    whole = from_rows(sampler.row)  # not lazy
     results = []
     for one in (sampler, whole):
         opt = optax.chain(
@@ -196,20 +195,14 @@ def test_more_directions_need_no_more_memory_in_place():
     sampler, mu = lazy(rademacher(), True), 1e-3
 
     def step(params, n, x, num_directions, in_place):
-        asked = sampler, jax.random.fold_in(jax.random.key(0), n), num_directions
-        y, _ = zojax.evaluate(
-            lambda p: of_layers(p, x),
-            params,
-            *asked,
-            mu,
-            signs=(1.0, -1.0),
-            chunk_size=1,
-        )
+        key = jax.random.fold_in(jax.random.key(0), n)
+        V = zojax.Directions(sampler, key, num_directions, chunk_size=1)
+        objective = lambda p: of_layers(p, x)
+        y, _ = zojax.evaluate(objective, params, V, mu, sides=(1.0, -1.0))
         w = -1e-3 * zojax.weights.central(y[:, 0], y[:, 1], mu)
         if in_place:
-            return zojax.queries.add_directions(params, w, *asked)
-        moved = zojax.combine(w, params, *asked, chunk_size=1)
-        return optax.apply_updates(params, moved)
+            return zojax.queries.add_directions(params, w, V)
+        return optax.apply_updates(params, zojax.combine(w, params, V))
 
     def size(num_directions, in_place=True):
         jitted = jax.jit(step, static_argnums=(3, 4), donate_argnums=0)
@@ -230,10 +223,10 @@ def test_directions_added_in_place(dtype):
         "frozen": jnp.ones(3, jnp.int32),
     }
     mask = {"w": True, "frozen": False}
-    asked = restrict(lazy(gaussian(), {"w": True, "frozen": False}), mask), 5, 3
+    sampler = restrict(lazy(gaussian(), {"w": True, "frozen": False}), mask)
     w = jnp.array([0.5, -0.25, 0.125])
-    found = zojax.queries.add_directions(params, w, *asked)
-    directions = [asked[0](jax.random.key(5), k, 3, params)["w"] for k in range(3)]
+    found = zojax.queries.add_directions(params, w, zojax.Directions(sampler, 5, 3))
+    directions = [sampler(jax.random.key(5), k, 3, params)["w"] for k in range(3)]
     expected = np.asarray(params["w"], np.float64)
     for weight, v in zip(w, directions, strict=True):
         expected = expected + float(weight) * np.asarray(v, np.float64)
@@ -242,9 +235,8 @@ def test_directions_added_in_place(dtype):
     assert found["w"].dtype == dtype
     np.testing.assert_array_equal(found["frozen"], params["frozen"])
     huge = {"w": jnp.full(4, 3e38), "frozen": params["frozen"]}
-    moved = zojax.queries.add_directions(
-        huge, jnp.array([3e38]), restrict(rademacher(), mask), 5, 1
-    )
+    V = zojax.Directions(restrict(rademacher(), mask), 5, 1)
+    moved = zojax.queries.add_directions(huge, jnp.array([3e38]), V)
     assert set(np.asarray(moved["w"]).tolist()) <= {float(np.float32(3e38)), 0.0}
 
 
@@ -273,13 +265,14 @@ def test_a_step_needs_the_memory_of_a_forward_pass():
 
 
 def test_indexing_is_along_slices_only():
-    view = lazy(gaussian(), True).view(jax.random.key(0), 0, 1, jnp.ones((4, 3)), 1.0)
-    assert materialize(view[jnp.array([0, 2])]).shape == (2, 3)
-    assert materialize(view[1]).shape == (3,)
+    line = lazy(gaussian(), True).line(jax.random.key(0), 0, 1, jnp.ones((4, 3)))
+    seen = line(1.0)
+    assert materialize(seen[jnp.array([0, 2])]).shape == (2, 3)
+    assert materialize(seen[1]).shape == (3,)
     with pytest.raises(IndexError, match="only the first axis"):
-        view[0, 1]
+        seen[0, 1]
     with pytest.raises(IndexError, match="is one slice"):
-        view[1][0]
+        seen[1][0]
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,14 @@ from flax import nnx
 import zojax
 from zojax.perturbations import (
     LowRankArray,
+    from_rows,
     gaussian,
     low_rank,
     rademacher,
     restrict,
     sphere,
 )
+from zojax.perturbations._sampler import perturb
 
 KEY = jax.random.key(4)
 X = jax.random.normal(jax.random.key(5), (3, 6))
@@ -37,7 +39,7 @@ def normal(seed, *shape, dtype=jnp.float32):
 
 def explicit(sampler):
     """The same directions, known by their rows alone."""
-    return lambda *args: sampler(*args)
+    return from_rows(sampler.row)
 
 
 def mlp(params, x=X):
@@ -216,10 +218,11 @@ FALLING_BACK = {
 MODELS = FACTORED | FALLING_BACK
 
 
-def values_of(name, sampler, number=4, **options):
+def values_of(name, sampler, number=4, chunk_size=None):
     params, value_fn = MODELS[name]
+    V = zojax.Directions(sampler, KEY, number, chunk_size)
     evaluate = lambda params: zojax.evaluate(
-        value_fn, params, sampler, KEY, number, 1e-2, signs=(1.0, -1.0), **options
+        value_fn, params, V, 1e-2, sides=(1.0, -1.0)
     )[0]
     return jax.jit(evaluate)(params)
 
@@ -256,16 +259,10 @@ def test_ranks_bases_and_chunks(base, rank, chunk_size):
 
 def test_without_jit_and_with_one_query():
     params, sampler = MLP, low_rank(1)
-    found, aux = zojax.evaluate(
-        lambda p: (mlp(p), {"w": p["w"], "n": 3}),
-        params,
-        sampler,
-        KEY,
-        1,
-        1e-2,
-        has_aux=True,
-    )
-    moved = zojax.queries.perturb(params, sampler(KEY, 0, 1, params), 1e-2)
+    value_fn = lambda p: (mlp(p), {"w": p["w"], "n": 3})
+    V = zojax.Directions(sampler, KEY, 1)
+    found, aux = zojax.evaluate(value_fn, params, V, 1e-2, has_aux=True)
+    moved = perturb(params, sampler(KEY, 0, 1, params), 1e-2)
     np.testing.assert_allclose(found[0, 0], mlp(moved), rtol=1e-5)
     np.testing.assert_allclose(aux["w"], moved["w"], atol=1e-6)
     assert aux["n"] == 3
@@ -277,7 +274,7 @@ def test_weighted_sums_are_those_of_the_rows(number, leading):
     """V^T w from the factors, for few terms and for many: 1e-5."""
     sampler, params = low_rank(2), {**LANGUAGE, "scalar": jnp.ones(())}
     weights = jax.random.normal(jax.random.key(8), (*leading, number))
-    sums = lambda s: zojax.combine(weights, params, s, KEY, number)
+    sums = lambda s: zojax.combine(weights, params, zojax.Directions(s, KEY, number))
     rows = jax.vmap(lambda k: sampler(KEY, k, number, params))(jnp.arange(number))
     by_hand = jax.tree.map(
         lambda v: np.tensordot(np.asarray(weights, np.float64), v, axes=1), rows
@@ -347,10 +344,9 @@ def test_an_estimate_of_a_linear_function_is_unbiased():
     params = jax.tree.map(jnp.zeros_like, slope)
 
     def gradient(key):
+        V = zojax.Directions(low_rank(1), key, 2)
         weigh = lambda y: zojax.weights.central(y[:, 0], y[:, 1], 1.0)
-        return zojax.estimate(
-            value_fn, params, low_rank(1), key, 2, 1.0, weigh, signs=(1.0, -1.0)
-        ).sums
+        return zojax.estimate(value_fn, params, V, 1.0, weigh, sides=(1.0, -1.0)).sums
 
     keys = jax.random.split(jax.random.key(1), 10_000)
     found = jax.jit(jax.vmap(gradient))(keys)
@@ -391,9 +387,12 @@ def test_bfloat16_params(name):
     """
     params, value_fn = MODELS[name]
     low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
-    values = lambda params, sampler: jax.jit(
-        lambda params: zojax.evaluate(value_fn, params, sampler, KEY, 4, 1e-1)[0]
-    )(params)
+
+    def values(params, sampler):
+        V = zojax.Directions(sampler, KEY, 4)
+        evaluate = lambda params: zojax.evaluate(value_fn, params, V, 1e-1)[0]
+        return jax.jit(evaluate)(params)
+
     wide = jax.tree.map(lambda p: p.astype(jnp.float32), low)
     found, expected = values(low, low_rank(2)), values(wide, explicit(low_rank(2)))
     assert found.dtype == jnp.float32
@@ -407,7 +406,11 @@ def test_a_perturbation_below_the_rounding_of_bfloat16_is_seen():
         jnp.einsum("ni,io->no", X.astype(jnp.bfloat16), p["w"]).astype(jnp.float32)
     )
     wide_fn = lambda p: jnp.sum(X @ p["w"].astype(jnp.float32))
-    values = lambda f, s: zojax.evaluate(f, params, s, KEY, 4, 1e-4)[0]
+
+    def values(value_fn, sampler):
+        V = zojax.Directions(sampler, KEY, 4)
+        return zojax.evaluate(value_fn, params, V, 1e-4)[0]
+
     assert np.ptp(values(wide_fn, explicit(low_rank(1)))) == 0
     assert np.ptp(values(wide_fn, low_rank(1))) > 0
     assert np.isfinite(values(value_fn, low_rank(1))).all()
@@ -418,7 +421,7 @@ def test_float64_params():
         params = jax.tree.map(lambda p: np.asarray(p, np.float64), MLP)
         sampler = low_rank(2)
         values = [
-            zojax.evaluate(mlp, params, s, jax.random.key(4), 3, 1e-3)[0]
+            zojax.evaluate(mlp, params, zojax.Directions(s, KEY, 3), 1e-3)[0]
             for s in (sampler, explicit(sampler))
         ]
         assert values[0].dtype == np.float64
@@ -446,17 +449,16 @@ def test_frozen_leaves_are_seen_as_they_are():
     params = {**MLP, "steps": jnp.asarray(3, jnp.int32)}
     mask = {"w": True, "b": False, "out": False, "steps": False}
     sampler, alone = restrict(low_rank(1), mask), low_rank(1)
-    view = sampler.view(KEY, 1, 4, params, 1e-2)
-    assert isinstance(view["w"], LowRankArray)
-    assert view["out"] is params["out"]
+    point = sampler.line(KEY, 1, 4, params)(1e-2)
+    assert isinstance(point["w"], LowRankArray)
+    assert point["out"] is params["out"]
     value_fn = lambda p: mlp(p) * p["steps"]
-    found, _ = zojax.evaluate(value_fn, params, sampler, KEY, 4, 1e-2)
+    V = zojax.Directions(sampler, KEY, 4)
+    found, _ = zojax.evaluate(value_fn, params, V, 1e-2)
     expected, _ = zojax.evaluate(
         lambda p: value_fn({**params, **p}),
         {"w": MLP["w"]},
-        explicit(alone),
-        KEY,
-        4,
+        zojax.Directions(explicit(alone), KEY, 4),
         1e-2,
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -468,10 +470,10 @@ def test_frozen_leaves_are_seen_as_they_are():
 
 def test_nothing_trainable_gives_nothing():
     sampler = restrict(low_rank(1), False)
-    assert sampler(KEY, 0, 1, {"a": jnp.ones((2, 2))}) == {"a": None}
-    values, _ = zojax.evaluate(
-        lambda p: p["a"].sum(), {"a": jnp.ones((2, 2))}, sampler, KEY, 2, 0.1
-    )
+    params = {"a": jnp.ones((2, 2))}
+    assert sampler(KEY, 0, 1, params) == {"a": None}
+    V = zojax.Directions(sampler, KEY, 2)
+    values, _ = zojax.evaluate(lambda p: p["a"].sum(), params, V, 0.1)
     np.testing.assert_array_equal(values, 4)
 
 
@@ -479,19 +481,14 @@ def test_directions_spread_over_devices():
     """Inside shard_map the traced program has the types of the perturbed params."""
     params, value_fn = MODELS["language"]
     weigh = lambda y: y[:, 0] - y[:, 1]
-    estimate = lambda axis: jax.jit(
-        lambda params: zojax.estimate(
-            value_fn,
-            params,
-            low_rank(2, rademacher()),
-            KEY,
-            8,
-            1e-1,
-            weigh,
-            signs=(1.0, -1.0),
-            axis_name=axis,
+
+    def estimate(axis):
+        V = zojax.Directions(low_rank(2, rademacher()), KEY, 8, axis_name=axis)
+        of_params = lambda params: zojax.estimate(
+            value_fn, params, V, 1e-1, weigh, sides=(1.0, -1.0)
         )
-    )(params)
+        return jax.jit(of_params)(params)
+
     mesh = jax.make_mesh((4,), ("k",), axis_types=(jax.sharding.AxisType.Auto,))
     expected = estimate(None)
     with jax.set_mesh(mesh):
@@ -538,9 +535,9 @@ def made(name, sampler, number=5):
     Neither K = 5 nor a size of the batch is a size of a matrix.
     """
     params, value_fn = MODELS[name]
-    traced = jax.make_jaxpr(
-        lambda params: zojax.evaluate(value_fn, params, sampler, KEY, number, 1e-2)
-    )(params)
+    V = zojax.Directions(sampler, KEY, number)
+    evaluate = lambda params: zojax.evaluate(value_fn, params, V, 1e-2)
+    traced = jax.make_jaxpr(evaluate)(params)
     matrices = {leaf.shape[-2:] for leaf in jax.tree.leaves(params) if leaf.ndim >= 2}
     # A stack of biases is a matrix too, whose rows a scan is given as arrays.
     matrices -= {LANGUAGE["layers"]["b"].shape}

@@ -165,9 +165,9 @@ def test_inject_hyperparams_needs_static_args():
     chex.assert_trees_all_close(updates, expected, rtol=1e-3, atol=1e-3)
 
     with pytest.raises(ValueError, match=r"num_directions .* name it in static_args"):
-        optax.inject_hyperparams(zojax.zoar, static_args=("key",))(0.1, 4, key=3).init(
-            X
-        )
+        optax.inject_hyperparams(zojax.zoar, static_args=("key", "history_size"))(
+            0.1, 4, key=3
+        ).init(X)
     with pytest.raises(TypeError):  # the sampler is taken for a schedule
         optax.inject_hyperparams(zojax.zoar, static_args=("num_directions", "key"))(
             0.1, 4, key=3, sampler=gaussian()

@@ -17,7 +17,10 @@ import zojax
 from zojax.perturbations import (
     aligned,
     coordinate,
+    from_rows,
     gaussian,
+    lazy,
+    low_rank,
     orthogonal,
     rademacher,
     restrict,
@@ -571,6 +574,43 @@ def test_frozen_entries_of_the_guide_do_not_count():
         np.testing.assert_allclose(np.abs(v @ a) / np.linalg.norm(a), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "base",
+    [
+        pytest.param(lazy(gaussian()), id="lazy"),
+        pytest.param(low_rank(1), id="low_rank"),
+        pytest.param(restrict(lazy(rademacher()), MASK), id="restrict-lazy"),
+        pytest.param(restrict(low_rank(2), MASK), id="restrict-low_rank"),
+    ],
+)
+def test_aligned_needs_rows_that_may_be_held(base):
+    """The error names the way out, from_rows(base.row): the same rows, held."""
+    message = r"base must be a sampler whose rows may be held.*from_rows\(base\.row\)"
+    for fixed_length in (False, True):
+        with pytest.raises(ValueError, match=message):
+            aligned(GUIDE, base, fixed_length=fixed_length)
+    held = from_rows(base.row)
+    samplers = (base, aligned(GUIDE, held), aligned(GUIDE, held, fixed_length=True))
+    # Three in one program, since compiling is most of the work.
+    all_of = lambda *names: [sampler(*names) for sampler in samplers]
+    together = draws(all_of, 2, count=50, params=PARAMS)
+    x, v, fixed = np.split(together, 3, axis=-1)
+    mask = MASK if x.shape[-1] == 9 else dict.fromkeys(GUIDE, True)
+    a = flat64({name: leaf for name, leaf in GUIDE.items() if mask[name]})
+    unit = a / np.linalg.norm(a)
+    for rows in (v, fixed):
+        np.testing.assert_allclose(np.abs(rows @ unit), 1, atol=1e-5)
+    across_x, across_v, across_fixed = (
+        rows - (rows @ unit)[..., None] * unit for rows in (x, v, fixed)
+    )
+    np.testing.assert_allclose(across_v, across_x, atol=1e-5)
+    # With a fixed length they are also stretched, and turned by a sign.
+    np.testing.assert_allclose(np.sum(fixed**2, axis=-1), len(a), rtol=1e-5)
+    lengths = [np.linalg.norm(rows, axis=-1) for rows in (across_x, across_fixed)]
+    inner = np.sum(across_x * across_fixed, axis=-1)
+    np.testing.assert_allclose(np.abs(inner), lengths[0] * lengths[1], rtol=1e-5)
+
+
 # -- the random stream -----------------------------------------------------------------
 
 SAMPLERS = {
@@ -612,7 +652,7 @@ def test_adding_a_leaf_leaves_the_noise_of_the_others(sampler):
 
 def test_bfloat16_noise_is_drawn_in_float32():
     """Normals drawn in bfloat16 would take at most 2^7 values."""
-    draw = jax.jit(gaussian(), static_argnums=2)
+    draw = jax.jit(gaussian().row, static_argnums=2)
     low = draw(jax.random.key(0), 0, 1, jnp.ones(4096, jnp.bfloat16))
     full = draw(jax.random.key(0), 0, 1, jnp.ones(4096, jnp.float32))
     assert low.dtype == jnp.bfloat16
@@ -724,9 +764,7 @@ def test_typed_keys_legacy_keys_and_seeds_agree():
     values = lambda key: zojax.evaluate(
         lambda x: jnp.dot(x, slope, precision="highest"),
         jnp.zeros(13),
-        rademacher(),
-        key,
-        4,
+        zojax.Directions(rademacher(), key, 4),
         1.0,
     )[0]
     typed = values(jax.random.key(7))

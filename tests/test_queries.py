@@ -1,6 +1,7 @@
-"""Evaluating, combining and replaying directions; the check of the smoothing."""
+"""Evaluating, combining and replaying directions; points; check_smoothing."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,13 @@ import pytest
 
 import zojax
 from zojax import _numerics, queries, weights
+from zojax._directions import combine_steps, direction_like
+from zojax._objective import answer_of
 from zojax.perturbations import (
     _noise,
+    from_rows,
     gaussian,
+    lazy,
     low_rank,
     orthogonal,
     rademacher,
@@ -70,12 +75,12 @@ def design(sampler, num_directions):
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(draw))(jnp.arange(num_directions)))
 
 
-def expected_values(sampler, num_directions, mu, signs):
+def expected_values(sampler, num_directions, mu, sides):
     theta, v = as64(PARAMS), as64(design(sampler, num_directions))
     point = lambda name, k, s: theta[name] + mu * s * v[name][k]
     return np.array(
         [
-            [value64(point("w", k, s), point("b", k, s)) for s in signs]
+            [value64(point("w", k, s), point("b", k, s)) for s in sides]
             for k in range(num_directions)
         ]
     )
@@ -100,17 +105,16 @@ def two_weights(num_directions):
 def answers(sampler, num_directions, chunk_size):
     """All four functions under jit, in one program: compiling is what takes time."""
     w = jnp.asarray(two_weights(num_directions), jnp.float32)
-    chunks = {"chunk_size": chunk_size}
 
     @jax.jit
     def ask(params, key):
-        draws = (params, sampler, key, num_directions)
-        asked = (value_fn, *draws, 0.1)
+        V = zojax.Directions(sampler, key, num_directions, chunk_size)
+        asked = (value_fn, params, V, 0.1)
         return {
-            "evaluate": zojax.evaluate(*asked, signs=SIDES, **chunks),
-            "map": queries.map_directions(lambda v: v, *draws, **chunks),
-            "combine": zojax.combine(w, *draws, **chunks),
-            "estimate": zojax.estimate(*asked, central(0.1), signs=SIDES, **chunks),
+            "evaluate": zojax.evaluate(*asked, sides=SIDES),
+            "map": queries.map_directions(lambda v: v, params, V),
+            "combine": zojax.combine(w, params, V),
+            "estimate": zojax.estimate(*asked, central(0.1), sides=SIDES),
         }
 
     return ask(PARAMS, KEY)
@@ -126,12 +130,13 @@ def test_values_at_the_perturbed_points(sampler, num_directions, chunk_size):
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("signs", [None, (1.0,), (-0.5, 2.0, 0.0)])
-def test_sides(signs):
+@pytest.mark.parametrize("sides", [None, (1.0,), (-0.5, 2.0, 0.0)])
+def test_sides(sides):
     """Any scales of mu, +1 alone by default; here without jit."""
-    options = {} if signs is None else {"signs": signs}
-    values, _ = zojax.evaluate(value_fn, PARAMS, RADEMACHER, KEY, 3, 0.1, **options)
-    expected = expected_values(RADEMACHER, 3, 0.1, signs or (1.0,))
+    options = {} if sides is None else {"sides": sides}
+    V = zojax.Directions(RADEMACHER, KEY, 3)
+    values, _ = zojax.evaluate(value_fn, PARAMS, V, 0.1, **options)
+    expected = expected_values(RADEMACHER, 3, 0.1, sides or (1.0,))
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -158,14 +163,8 @@ def test_combine_is_the_weighted_sum(sampler, num_directions, chunk_size):
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_combine_takes_any_leading_axes(leading, chunk_size):
     w = np.cos(np.arange(np.prod((*leading, 3)))).reshape(*leading, 3)
-    sums = zojax.combine(
-        jnp.asarray(w, jnp.float32),
-        PARAMS,
-        RADEMACHER,
-        KEY,
-        3,
-        chunk_size=chunk_size,
-    )
+    V = zojax.Directions(RADEMACHER, KEY, 3, chunk_size)
+    sums = zojax.combine(jnp.asarray(w, jnp.float32), PARAMS, V)
     for name, v in as64(design(RADEMACHER, 3)).items():
         np.testing.assert_allclose(sums[name], np.tensordot(w, v, axes=1), atol=2e-6)
 
@@ -177,17 +176,13 @@ def test_combine_steps_replays_every_step(num_directions, chunk_size):
     """sum_n V_n^T w_n with V_n drawn from fold_in(key, n), in any order of steps."""
     steps = np.array([4, 0, 2])
     w = np.sin(np.arange(3 * num_directions)).reshape(3, num_directions)
-    sums = jax.jit(
-        lambda w, key: queries.combine_steps(
-            w,
-            PARAMS,
-            RADEMACHER,
-            key,
-            jnp.asarray(steps),
-            num_directions,
-            chunk_size=chunk_size,
-        )
-    )(jnp.asarray(w, jnp.float32), KEY)
+
+    @jax.jit
+    def replay(w, key):
+        V = zojax.Directions(RADEMACHER, key, num_directions, chunk_size)
+        return combine_steps(w, PARAMS, V, jnp.asarray(steps))
+
+    sums = replay(jnp.asarray(w, jnp.float32), KEY)
     expected = as64(jax.tree.map(jnp.zeros_like, PARAMS))
     for n, step_weights in zip(steps, w, strict=True):
         step_key = jax.random.fold_in(KEY, int(n))
@@ -217,17 +212,8 @@ def test_estimate_evaluates_weighs_and_combines(sampler, num_directions, chunk_s
 
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_estimate_without_jit(chunk_size):
-    result = zojax.estimate(
-        value_fn,
-        PARAMS,
-        RADEMACHER,
-        KEY,
-        3,
-        0.1,
-        central(0.1),
-        signs=SIDES,
-        chunk_size=chunk_size,
-    )
+    V = zojax.Directions(RADEMACHER, KEY, 3, chunk_size)
+    result = zojax.estimate(value_fn, PARAMS, V, 0.1, central(0.1), sides=SIDES)
     assert_central_estimate(result, RADEMACHER, 3, 0.1)
 
 
@@ -235,11 +221,13 @@ def test_estimate_without_jit(chunk_size):
 def test_estimate_takes_weights_with_leading_axes(chunk_size):
     """weigh may return f[2, K]: two combinations of the same queries."""
     weigh = lambda y: jnp.stack([y[:, 0], jnp.ones(3)])
-    result = jax.jit(
-        lambda key: zojax.estimate(
-            value_fn, PARAMS, RADEMACHER, key, 3, 0.1, weigh, chunk_size=chunk_size
-        )
-    )(KEY)
+
+    @jax.jit
+    def ask(key):
+        V = zojax.Directions(RADEMACHER, key, 3, chunk_size)
+        return zojax.estimate(value_fn, PARAMS, V, 0.1, weigh)
+
+    result = ask(KEY)
     y = expected_values(RADEMACHER, 3, 0.1, (1.0,))[:, 0]
     for name, v in as64(design(RADEMACHER, 3)).items():
         expected = np.stack([np.tensordot(y, v, axes=1), v.sum(axis=0)])
@@ -251,10 +239,7 @@ def test_map_directions_stacks_results(chunk_size):
     result = queries.map_directions(
         lambda v: {"product": v["b"][0] * v["w"][1, 1], "first": v["b"][0]},
         PARAMS,
-        RADEMACHER,
-        KEY,
-        3,
-        chunk_size=chunk_size,
+        zojax.Directions(RADEMACHER, KEY, 3, chunk_size),
     )
     v = design(RADEMACHER, 3)
     np.testing.assert_array_equal(result["product"], v["b"][:, 0] * v["w"][:, 1, 1])
@@ -265,15 +250,15 @@ def test_keys_of_all_kinds():
     """Typed, legacy and int, wherever a key goes in."""
     x, w = jnp.zeros(6), jnp.arange(3.0)
     value = lambda x: x @ (2.0 ** jnp.arange(6))  # tells all sign vectors apart
-    common = (x, RADEMACHER)
 
     def all_of(key):
+        V = zojax.Directions(RADEMACHER, key, 3)
         return [
-            zojax.evaluate(value, *common, key, 3, 1.0)[0],
-            zojax.combine(w, *common, key, 3),
-            queries.combine_steps(jnp.stack([w, w]), *common, key, jnp.arange(2), 3),
-            queries.map_directions(lambda v: v, *common, key, 3),
-            zojax.estimate(value, *common, key, 3, 1.0, lambda y: y[:, 0]).sums,
+            zojax.evaluate(value, x, V, 1.0)[0],
+            zojax.combine(w, x, V),
+            combine_steps(jnp.stack([w, w]), x, V, jnp.arange(2)),
+            queries.map_directions(lambda v: v, x, V),
+            zojax.estimate(value, x, V, 1.0, lambda y: y[:, 0]).sums,
         ]
 
     typed, legacy, seed, other = map(
@@ -291,18 +276,10 @@ def test_x64(chunk_size):
         slope = np.array([1.0, -2.0, 0.5])
         x = np.array([1.0, 2.0, 3.0])
         mu = 1e-9
+        V = zojax.Directions(ORTHOGONAL, KEY, 3, chunk_size)
+        linear = lambda p: jnp.dot(p, slope)
         result = jax.jit(
-            lambda x: zojax.estimate(
-                lambda p: jnp.dot(p, slope),
-                x,
-                ORTHOGONAL,
-                KEY,
-                3,
-                mu,
-                central(mu),
-                signs=SIDES,
-                chunk_size=chunk_size,
-            )
+            lambda x: zojax.estimate(linear, x, V, mu, central(mu), sides=SIDES)
         )(x)
         assert result.values.dtype == np.float64
         assert result.sums.dtype == np.float64
@@ -341,10 +318,9 @@ def test_estimates_are_the_means_over_their_directions(backend, sampler):
     """For a linear f: V^T V slope / K, from V as it is drawn outside of vmap."""
     slope = jax.tree.map(jnp.cos, PARAMS)
     dot = lambda p: optax.tree.vdot(p, slope)
+    V = zojax.Directions(sampler, KEY, 3)
     result = jax.jit(
-        lambda p: zojax.estimate(
-            dot, p, sampler, KEY, 3, 0.5, central(0.5), signs=SIDES
-        )
+        lambda p: zojax.estimate(dot, p, V, 0.5, central(0.5), sides=SIDES)
     )(PARAMS)
     rows = [jax.device_get(sampler(KEY, k, 3, PARAMS)) for k in range(3)]
     along = [sum(np.sum(v[n] * slope[n]) for n in v) for v in rows]
@@ -361,7 +337,7 @@ def test_restricted_queries(chunk_size):
     """Frozen leaves, integers and None reach value_fn untouched, with sums of None."""
     params = {**PARAMS, "ids": jnp.array([3, 1]), "none": None}
     mask = {"w": False, "b": True, "ids": False, "none": None}
-    sampler = restrict(RADEMACHER, mask)
+    V = zojax.Directions(restrict(RADEMACHER, mask), KEY, 3, chunk_size)
 
     def objective(p):
         assert p["none"] is None
@@ -371,15 +347,7 @@ def test_restricted_queries(chunk_size):
 
     result = jax.jit(
         lambda params: zojax.estimate(
-            objective,
-            params,
-            sampler,
-            KEY,
-            3,
-            1.0,
-            central(1.0),
-            signs=SIDES,
-            chunk_size=chunk_size,
+            objective, params, V, 1.0, central(1.0), sides=SIDES
         )
     )(params)
     b = np.asarray(PARAMS["b"], np.float64)
@@ -402,7 +370,8 @@ def test_direction_like_draws_nothing():
     """Shapes of combine's result: frozen leaves None, at least float32."""
     params = {"w": jnp.ones((3, 2), jnp.bfloat16), "b": jnp.ones(2), "i": jnp.arange(2)}
     sampler = restrict(GAUSSIAN, {"w": True, "b": True, "i": False})
-    zeros = queries.direction_like(params, sampler, 4, (5, 2))
+    V = zojax.Directions(sampler, KEY, 4)
+    zeros = direction_like(params, V, (5, 2))
     assert zeros["i"] is None
     assert zeros["w"].shape == (5, 2, 3, 2)
     assert zeros["w"].dtype == zeros["b"].dtype == jnp.float32
@@ -441,12 +410,12 @@ def test_gradient_is_finite_where_sums_overflow(chunk_size):
     def weigh(y):
         return jnp.full(8, 3e38) * jnp.where(jnp.arange(8) % 2, 1, -1)
 
-    result = jax.jit(
-        lambda key: zojax.estimate(
-            value_fn, PARAMS, GAUSSIAN, key, 8, 0.1, weigh, chunk_size=chunk_size
-        )
-    )(KEY)
-    gradient = zojax.as_gradient(result.sums, PARAMS)
+    @jax.jit
+    def ask(key):
+        V = zojax.Directions(GAUSSIAN, key, 8, chunk_size)
+        return zojax.estimate(value_fn, PARAMS, V, 0.1, weigh)
+
+    gradient = zojax.as_gradient(ask(KEY).sums, PARAMS)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient)), gradient
 
 
@@ -463,7 +432,7 @@ def test_as_gradient_of_python_floats_and_none():
 
 
 @pytest.mark.parametrize(
-    ("num_directions", "signs", "chunk_size"),
+    ("num_directions", "sides", "chunk_size"),
     [
         (3, (1.0, -1.0), None),
         (3, (-1.0, 1.0), 1),
@@ -472,21 +441,22 @@ def test_as_gradient_of_python_floats_and_none():
         (1, (-1.0, 1.0), 1),
     ],
 )
-def test_aux_is_that_of_the_first_query(num_directions, signs, chunk_size):
+def test_aux_is_that_of_the_first_query(num_directions, sides, chunk_size):
     """At theta + mu s_0 v_0, from evaluate and estimate alike."""
-    mu, options = 0.25, {"signs": signs, "chunk_size": chunk_size, "has_aux": True}
+    mu, options = 0.25, {"sides": sides, "has_aux": True}
 
     def objective(params):
         return value_fn(params), {"point": params["b"], "value": value_fn(params)}
 
     @jax.jit
     def both(params, key):
-        common = (objective, params, RADEMACHER, key, num_directions, mu)
-        result = zojax.estimate(*common, lambda y: y[:, 0], **options)
-        return zojax.evaluate(*common, **options), (result.values, result.aux)
+        V = zojax.Directions(RADEMACHER, key, num_directions, chunk_size)
+        asked = (objective, params, V, mu)
+        result = zojax.estimate(*asked, lambda y: y[:, 0], **options)
+        return zojax.evaluate(*asked, **options), (result.values, result.aux)
 
     v = as64(design(RADEMACHER, num_directions))["b"][0]
-    point = np.asarray(PARAMS["b"], np.float64) + mu * signs[0] * v
+    point = np.asarray(PARAMS["b"], np.float64) + mu * sides[0] * v
     for values, aux in both(PARAMS, KEY):
         np.testing.assert_allclose(aux["point"], point, rtol=1e-6)
         np.testing.assert_allclose(aux["value"], values[0, 0], rtol=1e-6)
@@ -497,30 +467,22 @@ def test_aux_is_that_of_the_first_query(num_directions, signs, chunk_size):
 def test_aux_may_hold_python_numbers(num_directions, chunk_size):
     """A metric that does not depend on params is often a plain number."""
     objective = lambda p: (value_fn(p), {"batch_size": 32, "rate": np.float32(0.5)})
-    _, aux = zojax.evaluate(
-        objective,
-        PARAMS,
-        RADEMACHER,
-        KEY,
-        num_directions,
-        0.1,
-        chunk_size=chunk_size,
-        has_aux=True,
-    )
+    V = zojax.Directions(RADEMACHER, KEY, num_directions, chunk_size)
+    _, aux = zojax.evaluate(objective, PARAMS, V, 0.1, has_aux=True)
     assert (int(aux["batch_size"]), float(aux["rate"])) == (32, 0.5)
 
 
-# -- evaluate_at, and value_fns that are no objectives ---------------------------------
+# -- what value_fn answers, and value_fns that are no objectives -----------------------
 
 
-def test_evaluate_at():
+def test_answers():
     """The value in float32 whatever value_fn returns, and the aux as it is."""
     for value in (2, 2.5, np.float64(2.5), jnp.bfloat16(2.5), jnp.int32(2), True):
-        result, aux = zojax.evaluate_at(lambda p, value=value: value, PARAMS)
+        result, aux = answer_of(value, has_aux=False)
         assert (result.dtype, result.shape) == (jnp.float32, ())
         assert float(result) == float(value)
         assert aux is None
-    result, aux = zojax.evaluate_at(lambda p: (p["b"][0], p["b"]), PARAMS, has_aux=True)
+    result, aux = answer_of((PARAMS["b"][0], PARAMS["b"]), has_aux=True)
     assert float(result) == float(PARAMS["b"][0])
     np.testing.assert_array_equal(aux, PARAMS["b"])
 
@@ -541,14 +503,14 @@ BAD_AUX = [
 def assert_refused(bad, message, has_aux):
     """By each function that asks, however it maps over the directions."""
     with pytest.raises(ValueError, match=f"value_fn must return.*{message}"):
-        zojax.evaluate_at(bad, PARAMS, has_aux=has_aux)
+        answer_of(bad(PARAMS), has_aux)
     for num_directions, chunk_size in ((1, None), (3, None), (3, 1), (3, 2)):
-        arguments = (bad, PARAMS, RADEMACHER, KEY, num_directions, 0.1)
-        options = {"chunk_size": chunk_size, "has_aux": has_aux}
+        V = zojax.Directions(RADEMACHER, KEY, num_directions, chunk_size)
+        asked = (bad, PARAMS, V, 0.1)
         with pytest.raises(ValueError, match=f"value_fn must return.*{message}"):
-            zojax.evaluate(*arguments, **options)
+            zojax.evaluate(*asked, has_aux=has_aux)
         with pytest.raises(ValueError, match=f"value_fn must return.*{message}"):
-            zojax.estimate(*arguments, mean_baseline(0.1), **options)
+            zojax.estimate(*asked, mean_baseline(0.1), has_aux=has_aux)
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD_VALUES)
@@ -567,19 +529,11 @@ def test_value_fn_must_return_a_pair_with_has_aux(bad, message):
 def test_params_must_be_there(params, message):
     """Missing, or hidden by optax.masked: the error says what to write instead."""
     with pytest.raises(ValueError, match=message):
-        zojax.evaluate(value_fn, params, RADEMACHER, KEY, 2, 0.1)
+        zojax.evaluate(value_fn, params, zojax.Directions(RADEMACHER, KEY, 2), 0.1)
     for chunk_size in (None, 1):
+        V = zojax.Directions(RADEMACHER, KEY, 2, chunk_size)
         with pytest.raises(ValueError, match=message):
-            zojax.estimate(
-                value_fn,
-                params,
-                RADEMACHER,
-                KEY,
-                2,
-                0.1,
-                mean_baseline(0.1),
-                chunk_size=chunk_size,
-            )
+            zojax.estimate(value_fn, params, V, 0.1, mean_baseline(0.1))
 
 
 # -- narrow dtypes ---------------------------------------------------------------------
@@ -596,18 +550,10 @@ def test_a_bfloat16_loss_is_subtracted_in_float32(chunk_size):
     assert (float(high), float(low)) == (129 / 64, 129 / 256)
     assert float(high - low) != 387 / 256
 
+    step = lambda p: jnp.where(p > 0, high, low)
+    V = zojax.Directions(RADEMACHER, KEY, 3, chunk_size)
     result = jax.jit(
-        lambda x: zojax.estimate(
-            lambda p: jnp.where(p > 0, high, low),
-            x,
-            RADEMACHER,
-            KEY,
-            3,
-            0.5,
-            central(0.5),
-            signs=SIDES,
-            chunk_size=chunk_size,
-        )
+        lambda x: zojax.estimate(step, x, V, 0.5, central(0.5), sides=SIDES)
     )(jnp.zeros(()))
     assert result.values.dtype == jnp.float32
     # (1/K) sum_k +-387/256 / (2 mu) v_k, and v_k^2 = 1
@@ -633,17 +579,9 @@ def test_bfloat16_points_are_rounded_once_from_untouched_params(chunk_size):
     """
     mu, dtype = 0.013, jnp.bfloat16
     theta = jnp.linspace(-0.5, 0.5, 64).astype(dtype)  # spacing 2^-9 to 2^-15
+    V = zojax.Directions(RADEMACHER, KEY, 3, chunk_size)
     # The objective reads one entry; vmap reads all.
-    one = lambda i: zojax.evaluate(
-        lambda p: p[i],
-        theta,
-        RADEMACHER,
-        KEY,
-        3,
-        mu,
-        signs=SIDES,
-        chunk_size=chunk_size,
-    )[0]
+    one = lambda i: zojax.evaluate(lambda p: p[i], theta, V, mu, sides=SIDES)[0]
     points = jax.jit(jax.vmap(one))(jnp.arange(64))
     v = np.stack([as64(RADEMACHER(KEY, k, 3, theta)) for k in range(3)], axis=1)
     start, step = np.asarray(theta, np.float64)[:, None], float(np.float32(mu)) * v
@@ -657,16 +595,201 @@ def test_bfloat16_points_are_rounded_once_from_untouched_params(chunk_size):
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_bfloat16_directions_are_combined_in_float32(chunk_size):
     """257 ones sum to 257 in float32, and to 256 in bfloat16."""
-    sums = zojax.combine(
-        jnp.ones(257),
-        jnp.ones((), jnp.bfloat16),
-        lambda key, k, num_directions, params: jnp.ones_like(params),
-        KEY,
-        257,
-        chunk_size=chunk_size,
-    )
+    ones = from_rows(lambda key, k, num_directions, params: jnp.ones_like(params))
+    V = zojax.Directions(ones, KEY, 257, chunk_size)
+    sums = zojax.combine(jnp.ones(257), jnp.ones((), jnp.bfloat16), V)
     assert sums.dtype == jnp.float32
     assert float(sums) == 257
+
+
+# -- points ----------------------------------------------------------------------------
+
+HEAD = {"w": False, "b": True}
+POINTS = pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(GAUSSIAN, id="gaussian"),
+        pytest.param(lazy(RADEMACHER, {"w": True, "b": False}), id="lazy"),
+        pytest.param(low_rank(1), id="low_rank"),
+        pytest.param(restrict(GAUSSIAN, HEAD), id="restrict"),
+        pytest.param(restrict(lazy(GAUSSIAN), HEAD), id="restrict-lazy"),
+        pytest.param(restrict(low_rank(2), {"w": True, "b": False}), id="restrict-low"),
+    ],
+)
+
+
+def expected_points(sampler, num_directions, mu, sides):
+    """theta + mu s_p v_k in float64, the sides of v_0 first, frozen leaves as is."""
+    theta, found = as64(PARAMS), {name: [] for name in PARAMS}
+    for k in range(num_directions):
+        v = sampler(KEY, k, num_directions, PARAMS)
+        for side in sides:
+            for name, leaf in v.items():
+                step = 0 if leaf is None else mu * side * np.asarray(leaf, np.float64)
+                found[name].append(theta[name] + step)
+    return {name: np.stack(leaves) for name, leaves in found.items()}
+
+
+@POINTS
+@pytest.mark.parametrize(
+    ("num_directions", "sides"), [(3, SIDES), (1, SIDES), (3, (-0.5, 2.0, 0.0))]
+)
+def test_points(sampler, num_directions, sides):
+    """[K P, ...] at each leaf, in the order of values.ravel(); plain arrays."""
+    V = zojax.Directions(sampler, KEY, num_directions)
+    points = queries.points(PARAMS, V, 0.3, sides=sides)
+    assert jax.tree.structure(points) == jax.tree.structure(PARAMS)
+    expected = expected_points(sampler, num_directions, 0.3, sides)
+    for name, leaf in points.items():
+        assert isinstance(leaf, jax.Array)
+        assert leaf.dtype == PARAMS[name].dtype
+        assert leaf.shape == (num_directions * len(sides), *PARAMS[name].shape)
+        np.testing.assert_allclose(leaf, expected[name], rtol=1e-6, atol=1e-6)
+
+
+@POINTS
+def test_points_are_where_evaluate_asks(sampler):
+    """One side by default; under jit, chunks change nothing."""
+    objective = lambda p: value_fn(zojax.materialize(p))
+
+    @jax.jit
+    def both(params, mu):
+        V = zojax.Directions(sampler, KEY, 3)
+        in_chunks = zojax.Directions(sampler, KEY, 3, chunk_size=2)
+        points = [queries.points(params, V, mu) for V in (V, in_chunks)]
+        return zojax.evaluate(objective, params, V, mu)[0], *points
+
+    values, points, same = both(PARAMS, 0.3)
+    jax.tree.map(np.testing.assert_array_equal, points, same)
+    np.testing.assert_allclose(jax.vmap(value_fn)(points), values[:, 0], rtol=1e-5)
+
+
+def test_points_repeat_what_is_frozen():
+    """Integers and None too."""
+    params = {**PARAMS, "ids": jnp.array([3, 1]), "none": None}
+    mask = {"w": False, "b": True, "ids": False, "none": None}
+    for base in (GAUSSIAN, lazy(GAUSSIAN), low_rank(1)):
+        V = zojax.Directions(restrict(base, mask), KEY, 2)
+        points = queries.points(params, V, 0.3, sides=SIDES)
+        assert points["none"] is None
+        for name in ("w", "ids"):
+            repeated = np.stack([np.asarray(params[name])] * 4)
+            np.testing.assert_array_equal(points[name], repeated)
+            assert points[name].dtype == params[name].dtype
+        assert len(np.unique(points["b"], axis=0)) == 4
+
+
+# -- what the parts refuse -------------------------------------------------------------
+
+V_OF_TWO = zojax.Directions(RADEMACHER, KEY, 2)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+@pytest.mark.parametrize("sampler", [RADEMACHER, low_rank(1)], ids=["whole", "factors"])
+@pytest.mark.parametrize("shape", [(4,), (1,), (3,), (), (2, 1)], ids=str)
+def test_weights_are_one_for_each_direction(shape, sampler, chunk_size):
+    """Never sliced or broadcast to K."""
+    V = zojax.Directions(sampler, KEY, 2, chunk_size)
+    message = r"weights must have the shape {} with K = 2 directions, got {}"
+    refused = lambda accepted, shape: pytest.raises(
+        ValueError, match=message.format(re.escape(accepted), re.escape(str(shape)))
+    )
+    with refused("[..., K]", shape):
+        zojax.combine(jnp.ones(shape), PARAMS, V)
+    with refused("[..., K]", shape):
+        zojax.estimate(value_fn, PARAMS, V, 0.1, lambda y: jnp.ones(shape))
+    with refused("[K]", shape):
+        queries.add_directions(PARAMS, jnp.ones(shape), V)
+    with refused("[N, K]", (3, *shape)):
+        combine_steps(jnp.ones((3, *shape)), PARAMS, V, jnp.arange(3))
+
+
+def test_weights_have_the_axes_that_are_summed():
+    """Of one step, or one row for each step."""
+    with pytest.raises(ValueError, match=r"shape \[K\] .*got \(3, 2\)"):
+        queries.add_directions(PARAMS, jnp.ones((3, 2)), V_OF_TWO)
+    with pytest.raises(ValueError, match=r"shape \[N, K\] .*got \(2,\)"):
+        combine_steps(jnp.ones(2), PARAMS, V_OF_TWO, jnp.arange(1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_directions": 2.5}, "num_directions must be an int >= 1, got 2.5"),
+        ({"num_directions": 0}, "num_directions must be an int >= 1, got 0"),
+        ({"num_directions": True}, "num_directions must be an int >= 1, got True"),
+        ({"sampler": SIMPLEX, "num_directions": 3}, "a power of two >= 2"),
+        ({"chunk_size": 0}, "chunk_size must be an int >= 1 or None, got 0"),
+        ({"chunk_size": 1.5}, "chunk_size must be an int >= 1 or None, got 1.5"),
+        ({"axis_name": 3}, "axis_name must be the name of a mesh axis or None, got 3"),
+        ({"sampler": GAUSSIAN.row}, "sampler must be a zojax.Sampler.*from_rows"),
+        ({"sampler": gaussian}, "sampler must be a zojax.Sampler.*from_rows"),
+        ({"key": None}, "key must be a single threefry2x32 key.*got None"),
+    ],
+)
+def test_directions_refuse(changed, message):
+    arguments = {"sampler": RADEMACHER, "key": KEY, "num_directions": 2, **changed}
+    with pytest.raises(ValueError, match=message):
+        zojax.Directions(**arguments)
+
+
+# Each part that takes a V, as a function of it.
+PARTS = {
+    "evaluate": lambda V: zojax.evaluate(value_fn, PARAMS, V, 0.1),
+    "estimate": lambda V: zojax.estimate(value_fn, PARAMS, V, 0.1, mean_baseline(0.1)),
+    "points": lambda V: queries.points(PARAMS, V, 0.1),
+    "combine": lambda V: zojax.combine(jnp.ones(2), PARAMS, V),
+    "combine_steps": lambda V: combine_steps(
+        jnp.ones((1, 2)), PARAMS, V, jnp.arange(1)
+    ),
+    "add_directions": lambda V: queries.add_directions(PARAMS, jnp.ones(2), V),
+    "map_directions": lambda V: queries.map_directions(lambda v: v, PARAMS, V),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("bad", [RADEMACHER, KEY, (RADEMACHER, KEY, 2), None], ids=type)
+def test_directions_must_be_directions(part, bad):
+    """A sampler, a key, both with K, or nothing."""
+    with pytest.raises(ValueError, match=r"directions must be a zojax\.Directions\("):
+        PARTS[part](bad)
+
+
+ASKING = {
+    "evaluate": lambda mu, **options: zojax.evaluate(
+        value_fn, PARAMS, V_OF_TWO, mu, **options
+    ),
+    "estimate": lambda mu, **options: zojax.estimate(
+        value_fn, PARAMS, V_OF_TWO, mu, mean_baseline(0.1), **options
+    ),
+    "points": lambda mu, **options: queries.points(PARAMS, V_OF_TWO, mu, **options),
+}
+
+
+@pytest.mark.parametrize("part", ASKING)
+@pytest.mark.parametrize(
+    "bad", [(), [1.0], 1.0, None, (1.0, np.nan), (np.inf,), ("+",)], ids=str
+)
+def test_sides_are_a_tuple_of_finite_numbers(part, bad):
+    message = f"sides must be a tuple of finite numbers.*got {re.escape(repr(bad))}"
+    with pytest.raises(ValueError, match=message):
+        ASKING[part](0.1, sides=bad)
+
+
+@pytest.mark.parametrize("part", ASKING)
+@pytest.mark.parametrize(
+    "bad", [0, 0.0, -1e-3, np.nan, np.inf, "0.1", None, jnp.ones(2), jnp.cos]
+)
+def test_smoothing_is_a_positive_number(part, bad):
+    """A schedule is an estimator's to evaluate."""
+    with pytest.raises(ValueError, match="smoothing must be a number > 0, got"):
+        ASKING[part](bad)
+
+
+def test_add_directions_takes_no_mesh_axis():
+    V = zojax.Directions(RADEMACHER, KEY, 2, axis_name="k")
+    with pytest.raises(ValueError, match=r"axis_name must be None.*got 'k'"):
+        queries.add_directions(PARAMS, jnp.ones(2), V)
 
 
 # -- check_smoothing -------------------------------------------------------------------
@@ -754,17 +877,9 @@ def temporary_bytes(sampler, num_directions, chunk_size):
     weigh = central(1e-3)
 
     def estimate(params, key):
-        return zojax.estimate(
-            lambda p: jnp.sum(p["w"] ** 2) + jnp.sum(p["b"]),
-            params,
-            sampler,
-            key,
-            num_directions,
-            1e-3,
-            weigh,
-            signs=SIDES,
-            chunk_size=chunk_size,
-        ).sums
+        V = zojax.Directions(sampler, key, num_directions, chunk_size)
+        objective = lambda p: jnp.sum(p["w"] ** 2) + jnp.sum(p["b"])
+        return zojax.estimate(objective, params, V, 1e-3, weigh, sides=SIDES).sums
 
     params = {
         "w": jax.ShapeDtypeStruct((1024, 1024), jnp.float32),
@@ -794,7 +909,7 @@ def test_memory_without_chunks_holds_all_directions(num_directions):
 
 
 @pytest.mark.parametrize(
-    ("num_directions", "signs", "chunk_size", "jitted"),
+    ("num_directions", "sides", "chunk_size", "jitted"),
     [
         (7, SIDES, None, False),
         (7, SIDES, None, True),
@@ -807,7 +922,7 @@ def test_memory_without_chunks_holds_all_directions(num_directions):
         (1, (1.0,), 1, False),
     ],
 )
-def test_number_of_calls(num_directions, signs, chunk_size, jitted):
+def test_number_of_calls(num_directions, sides, chunk_size, jitted):
     """Trap 23: an external simulator is called K P times, at K P different points."""
     calls = []
 
@@ -824,22 +939,13 @@ def test_number_of_calls(num_directions, signs, chunk_size, jitted):
         )
 
     def estimate(x, key):
-        return zojax.estimate(
-            objective,
-            x,
-            RADEMACHER,
-            key,
-            num_directions,
-            0.25,
-            lambda y: y[:, 0],
-            signs=signs,
-            chunk_size=chunk_size,
-        )
+        V = zojax.Directions(RADEMACHER, key, num_directions, chunk_size)
+        return zojax.estimate(objective, x, V, 0.25, lambda y: y[:, 0], sides=sides)
 
     x = jnp.arange(64.0)  # 2^64 sign vectors: no two directions are equal
     result = (jax.jit(estimate) if jitted else estimate)(x, KEY)
     values = np.asarray(jax.block_until_ready(result).values)
-    assert len(calls) == num_directions * len(signs)
+    assert len(calls) == num_directions * len(sides)
     assert len(set(calls)) == len(calls)
     # Each call is where it belongs, whatever the order they came in.
     assert sorted(values.ravel().tolist()) == sorted(
@@ -859,9 +965,9 @@ def test_number_of_calls_of_evaluate(chunk_size):
 
     @jax.jit
     def ask(x, key):
-        draws, chunks = (x, RADEMACHER, key, 5), {"chunk_size": chunk_size}
-        values, _ = zojax.evaluate(objective, *draws, 0.1, signs=SIDES, **chunks)
-        return zojax.combine(values[:, 0], *draws, **chunks)
+        V = zojax.Directions(RADEMACHER, key, 5, chunk_size)
+        values, _ = zojax.evaluate(objective, x, V, 0.1, sides=SIDES)
+        return zojax.combine(values[:, 0], x, V)
 
     jax.block_until_ready(ask(jnp.ones(6), KEY))
     assert len(calls) == 10

@@ -1,7 +1,10 @@
 """The README's examples run as they stand."""
 
 import functools
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -21,10 +24,25 @@ def test_example():
     assert float(final) <= 5
 
 
+def test_simulator_example(tmp_path):
+    """At most 12 lines: a numpy simulator in a process pool drives ZoAR."""
+    lines = [line for line in EXAMPLES[1].splitlines() if line]
+    assert len(lines) <= 12
+    script = tmp_path / "example.py"
+    last = "    print(float(jnp.abs(x - 1).max()), state[0].log.num_nonfinite)"
+    script.write_text("\n".join([*lines, last]))
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    out = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment
+    )
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert float(out.stdout.split()[0]) < 0.1
+
+
 def test_lazy_example():
     """The model takes lazy params in a step, and plain ones under jax.grad."""
     names = {"functools": functools, "jax": jax, "jnp": jnp, "zojax": zojax}
-    _, lazy_example, in_place_example, _ = EXAMPLES
+    _, _, lazy_example, in_place_example, _ = EXAMPLES
     exec(compile(lazy_example, "README.md", "exec"), names)
     opt, loss = names["opt"], names["loss"]
     draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape) / 2
@@ -53,7 +71,7 @@ def test_lazy_example():
 def test_devices_example():
     """Directions, batch and parameters over a mesh of eight devices."""
     names = {"jax": jax, "jnp": jnp, "optax": optax, "zojax": zojax}
-    exec(compile(EXAMPLES[3], "README.md", "exec"), names)
+    exec(compile(EXAMPLES[4], "README.md", "exec"), names)
     params, loss = names["params"], names["loss"]
     assert params["w"].sharding.spec == jax.P(None, "model")
     assert loss(params, *names["batch"]) < loss({"w": 0 * params["w"]}, *names["batch"])

@@ -19,6 +19,7 @@ SPHERE = perturbations.sphere()
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
+@perturbations.from_rows
 def unit_sphere(key, k, num_directions, params):
     """Directions of length 1, as the textbook form of sphere search draws them."""
     v = SPHERE(key, k, num_directions, params)
@@ -283,9 +284,9 @@ def test_bad_values_offsets_constants_and_the_log(baseline):
     mean = update(opt.init(x), limit, 0.0)[1].log.query_mean
     np.testing.assert_allclose(mean, y.mean(), rtol=1e-5)
     if baseline == "value":
-        assert float(state.log.base_value) == 5.25 + 1e6
+        assert float(state.log.value_at_params) == 5.25 + 1e6
     else:
-        assert state.log.base_value is None
+        assert state.log.value_at_params is None
     g, last = update(state, -math.inf, 0.0)
     assert g.tolist() == [0.0] * 3
     lost = num + (baseline == "value")
@@ -391,7 +392,7 @@ def test_frozen_leaves_do_not_count_in_d(search):
         ({"num_directions": 1.5}, r"num_directions must be an int >= 1, got 1.5$"),
         ({"baseline": "median"}, r"baseline must be one of \('value'.*got 'median'$"),
         ({"search": "uniform"}, r"search must be one of \('gaussian'.*got 'uniform'$"),
-        ({"sampler": "sphere"}, r"sampler must be a callable.*got 'sphere'$"),
+        ({"sampler": "sphere"}, r"sampler must be a zojax.Sampler.*got 'sphere'$"),
         ({"chunk_size": 0}, r"chunk_size must be an int >= 1 or None, got 0$"),
         (
             {"baseline": "mean", "num_directions": 1},

@@ -35,6 +35,7 @@ from benchmarks.synthetic import (
     shifting,
     variance,
 )
+from zojax import perturbations
 
 OURS = [name for name in STUDIES if name != "rival"]
 
@@ -115,7 +116,8 @@ def test_first_rows_are_the_estimator_of_that_many_directions(name):
             x, data, gradient = jax.tree.map(lambda leaf, i=i: leaf[i], trials)
             # The estimator folds its step into the key; the study has but one step.
             draw = method.rows(gradient)
-            sampler = lambda _, k, n, p, draw=draw, key=noise_key: draw(key, k, n, p)
+            row = lambda _, k, n, p, draw=draw, key=noise_key: draw(key, k, n, p)
+            sampler = perturbations.from_rows(row)
             opt = zojax.two_point(
                 estimates.SMOOTHING, 3, key=0, sampler=sampler, difference=difference
             )

@@ -76,8 +76,8 @@ def test_record():
     # m = (1 + 3 + 5 + 11)/4 = 5 over the K P = 4 values; y - m = -4 -2 / 0 6
     # S = [(-4) - (-2), 0 - 6]/0.5 = [-4, -12]; T = [1 - 1, 1 - 1]/0.5 = 0
     r = weights.record(f32([1, 3], [5, 11]), f32(1, -1), MU)
-    np.testing.assert_array_equal(r.rows, [[-4, -12], [0, 0]])
-    assert (float(r.anchor), float(r.mean), int(r.count)) == (1.0, 4.0, 4)
+    np.testing.assert_array_equal(r.weights, [[-4, -12], [0, 0]])
+    assert (float(r.anchor), float(r.mean), int(r.num_finite)) == (1.0, 4.0, 4)
 
 
 def test_history():
@@ -168,23 +168,23 @@ def test_squared_norms_of_zero():
 
 
 def test_record_leaves_bad_values_out():
-    # finite 3, 5, 7: m = 5; y - m = -2, ., 0, 2 with signs + - + -
+    # finite 3, 5, 7: m = 5; y - m = -2, ., 0, 2 with sides + - + -
     # S = [-2, 0 - 2]/0.5 = [-4, -4]; T = [1, 1 - 1]/0.5 = [2, 0]
     r = weights.record(f32([3, NAN], [5, 7]), f32(1, -1), MU)
-    np.testing.assert_array_equal(r.rows, [[-4, -4], [2, 0]])
-    assert (float(r.anchor + r.mean), int(r.count)) == (5.0, 3)
+    np.testing.assert_array_equal(r.weights, [[-4, -4], [2, 0]])
+    assert (float(r.anchor + r.mean), int(r.num_finite)) == (5.0, 3)
     # The anchor is the first finite value, in the order of the rows.
     r = weights.record(f32([NAN, INF], [5, 7]), f32(1, -1), MU)
-    assert (float(r.anchor), float(r.mean), int(r.count)) == (5.0, 1.0, 2)
+    assert (float(r.anchor), float(r.mean), int(r.num_finite)) == (5.0, 1.0, 2)
     # S = (-1 - 1)/0.5, T = 0 for the second direction, nothing for the first
-    np.testing.assert_array_equal(r.rows, [[0, -4], [0, 0]])
+    np.testing.assert_array_equal(r.weights, [[0, -4], [0, 0]])
 
 
 def test_record_of_one_finite_value():
     """S = 0 and T = 1/mu: it still counts in the baseline of the history."""
     r = weights.record(f32([NAN], [6]), f32(1), MU)
-    np.testing.assert_array_equal(r.rows, [[0, 0], [0, 2]])
-    assert (float(r.anchor), float(r.mean), int(r.count)) == (6.0, 0.0, 1)
+    np.testing.assert_array_equal(r.weights, [[0, 0], [0, 2]])
+    assert (float(r.anchor), float(r.mean), int(r.num_finite)) == (6.0, 0.0, 1)
 
 
 @pytest.mark.parametrize("bad", [NAN, INF])
@@ -221,7 +221,7 @@ def test_a_constant_loss_gives_exactly_zero(name, constant):
 
 def test_a_constant_loss_leaves_a_record_and_a_history_of_zeros():
     r = weights.record(jnp.full((3, 2), 0.1), f32(1, -1), MU)
-    np.testing.assert_array_equal(r.rows, np.zeros((2, 3)))
+    np.testing.assert_array_equal(r.weights, np.zeros((2, 3)))
     assert float(r.mean) == 0
     w = weights.history(
         f32(0.1, 0.1), f32(0, 0), jnp.array([3, 5]), leave_one_out=False
@@ -253,7 +253,7 @@ def test_an_offset_costs_no_digits_in_a_record():
     r = weights.record(jnp.asarray(1e6 + z, jnp.float32), f32(1, -1), 0.01)
     centred = z - z.mean()
     np.testing.assert_allclose(
-        r.rows[0], (centred[:, 0] - centred[:, 1]) / 0.01, rtol=0, atol=1e-3
+        r.weights[0], (centred[:, 0] - centred[:, 1]) / 0.01, rtol=0, atol=1e-3
     )
     assert float(r.anchor) == 1e6 + z[0, 0]
     np.testing.assert_allclose(float(r.mean), z.mean() - z[0, 0], rtol=1e-6)
@@ -413,8 +413,8 @@ def history_by_definition(steps, leave_one_out):
     With leave_one_out, M/(M-1) times that.
     """
     pairs = [
-        (values[k, p], signs[p] * u[k] / mu)
-        for values, signs, mu, u in steps
+        (values[k, p], sides[p] * u[k] / mu)
+        for values, sides, mu, u in steps
         for k in range(values.shape[0])
         for p in range(values.shape[1])
         if np.isfinite(values[k, p])
@@ -426,9 +426,9 @@ def history_by_definition(steps, leave_one_out):
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
 @pytest.mark.parametrize("offset", [0.0, 1e4])
-@pytest.mark.parametrize("signs", [(1.0,), (1.0, -1.0)])
+@pytest.mark.parametrize("sides", [(1.0,), (1.0, -1.0)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_history_is_the_mean_over_all_pairs(signs, offset, dtype, leave_one_out):
+def test_history_is_the_mean_over_all_pairs(sides, offset, dtype, leave_one_out):
     """Against the definition: four steps, smoothings of their own, bad values."""
     rng = np.random.default_rng(5)
     num_directions, d = 6, 9
@@ -436,19 +436,19 @@ def test_history_is_the_mean_over_all_pairs(signs, offset, dtype, leave_one_out)
     steps = []
     for n, mu in enumerate([0.05, 0.02, 0.1, 0.3]):
         # Multiples of 2^-10: exact in float32 next to 1e4.
-        values = np.round(rng.normal(size=(num_directions, len(signs))) * 1024) / 1024
+        values = np.round(rng.normal(size=(num_directions, len(sides))) * 1024) / 1024
         for k, p in bad.get(n, []):
-            values[k, p % len(signs)] = NAN
+            values[k, p % len(sides)] = NAN
         u = rng.normal(size=(num_directions, d))
-        steps.append((values + offset + n, np.array(signs), mu, u))
+        steps.append((values + offset + n, np.array(sides), mu, u))
 
     with jax.enable_x64(dtype == np.float64):
         records = [
             weights.record(jnp.asarray(y, dtype), jnp.asarray(s, dtype), dtype(mu))
             for y, s, mu, _ in steps
         ]
-        assert all(r.rows.dtype == dtype for r in records)
-        assert [int(r.count) for r in records] == [
+        assert all(r.weights.dtype == dtype for r in records)
+        assert [int(r.num_finite) for r in records] == [
             np.isfinite(y).sum() for y, *_ in steps
         ]
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *records)
@@ -457,12 +457,12 @@ def test_history_is_the_mean_over_all_pairs(signs, offset, dtype, leave_one_out)
         coefficients = weights.history(
             pad(stacked.anchor),
             pad(stacked.mean),
-            pad(stacked.count),
+            pad(stacked.num_finite),
             leave_one_out=leave_one_out,
         )
         np.testing.assert_array_equal(coefficients[-1], [0, 0])
         estimate = sum(
-            np.asarray(c, np.float64) @ np.asarray(r.rows, np.float64) @ u
+            np.asarray(c, np.float64) @ np.asarray(r.weights, np.float64) @ u
             for c, r, (*_, u) in zip(coefficients, records, steps, strict=False)
         )
     expected = history_by_definition(steps, leave_one_out)

@@ -22,7 +22,6 @@ from zojax.queries import (
     combine,
     estimate,
     evaluate,
-    evaluate_at,
 )
 
 __version__ = "0.1.0"
@@ -47,7 +46,6 @@ __all__ = [
     "dap",
     "estimate",
     "evaluate",
-    "evaluate_at",
     "gaussian_log_density",
     "materialize",
     "mezo",

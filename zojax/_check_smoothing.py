@@ -1,7 +1,5 @@
 """Whether a smoothing survives the rounding of the parameters."""
 
-from __future__ import annotations
-
 import warnings
 
 import jax
@@ -11,8 +9,6 @@ from zojax._keys import canonical_key
 from zojax._numerics import PyTree, is_none, wide_dtype
 from zojax.perturbations import rademacher
 from zojax.perturbations._sampler import Sampler, check_sampler, perturb
-
-__all__ = ["check_smoothing"]
 
 
 def check_smoothing(

@@ -1,7 +1,5 @@
 """Checks of static arguments: errors that name the argument, the value and the way."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

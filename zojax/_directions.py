@@ -6,8 +6,6 @@ name each device of a mesh axis draws only its own. Chunk size, jit and devices 
 change the random stream.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import cast
@@ -29,13 +27,13 @@ from zojax.perturbations._sampler import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashable, as a key is not
 class Directions:
     """V, a K x d matrix of perturbation directions.
 
-    Attributes:
-      sampler: a sampler of zojax.perturbations: how row k is drawn from (key, k).
-      key: names V: a threefry key (typed or uint32[2]) or an int seed; held typed.
+    Args:
+      sampler: how row k is drawn from (key, k), see zojax.perturbations.
+      key: a threefry key (typed or uint32[2]) or an int seed; held typed.
       num_directions: K >= 1.
       chunk_size: how many rows live at once; None for all, 1 for the memory of one
         perturbed copy.
@@ -74,7 +72,7 @@ class Directions:
         """The key, as it is held."""
         return cast(jax.Array, self.key)
 
-    def _at(self, key: jax.Array) -> Directions:
+    def _at(self, key: jax.Array) -> "Directions":
         """The same rows, their key an argument of a program of one device."""
         return dataclasses.replace(self, key=key)
 
@@ -82,17 +80,17 @@ class Directions:
 def check_directions(directions: Directions) -> None:
     """Raises unless the argument is a V."""
     if not isinstance(directions, Directions):
-        raise ValueError(
-            "directions must be a zojax.Directions(sampler, key, num_directions), got"
-            f" {directions!r}"
-        )
+        accepted = "a zojax.Directions(sampler, key, num_directions)"
+        raise ValueError(f"directions must be {accepted}, got {directions!r}")
 
 
-def direction_shapes(params: PyTree, V: Directions) -> PyTree:
-    """Shapes of a row, in at least float32; raises where params do not fit."""
+def direction_shapes(
+    params: PyTree, V: Directions, leading: tuple[int, ...] = ()
+) -> PyTree:
+    """Shapes of what :func:`combine` returns; raises where params do not fit."""
     key, k = canonical_key(0), jnp.zeros((), jnp.int32)
     like = jax.eval_shape(lambda: V.sampler.row(key, k, V.num_directions, params))
-    wide = lambda v: jax.ShapeDtypeStruct(v.shape, wide_dtype(v.dtype))
+    wide = lambda v: jax.ShapeDtypeStruct(leading + v.shape, wide_dtype(v.dtype))
     return jax.tree.map(wide, like)
 
 
@@ -101,43 +99,17 @@ def dimension(params: PyTree, V: Directions) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(direction_shapes(params, V)))
 
 
-def _sum_shapes(params: PyTree, V: Directions, leading: tuple[int, ...]) -> PyTree:
-    """Shapes of what :func:`combine` returns."""
-    return jax.tree.map(
-        lambda v: jax.ShapeDtypeStruct(leading + v.shape, v.dtype),
-        direction_shapes(params, V),
-    )
-
-
 def direction_like(
-    params: PyTree, directions: Directions, leading: tuple[int, ...] = ()
+    params: PyTree, V: Directions, leading: tuple[int, ...] = ()
 ) -> PyTree:
-    """Returns zeros of the shape and place of what :func:`combine` returns.
-
-    Args:
-      params: pytree that directions are drawn for.
-      directions: V; its key is not read.
-      leading: axes before those of a direction.
-
-    Returns:
-      Zeros in at least float32, None at frozen leaves.
-
-    Example:
-      >>> import jax.numpy as jnp, zojax
-      >>> V = zojax.Directions(zojax.perturbations.gaussian(), 0, 2)
-      >>> zojax.queries.direction_like(jnp.ones(3, jnp.bfloat16), V, (4,)).shape
-      (4, 3)
-
-    Source: none; a convenience for the states of estimators.
-    """
-    check_directions(directions)
+    """Zeros of the shape and place of what :func:`combine` returns."""
 
     def leaf(v, p):
         if v is None:
             return None
         return jnp.broadcast_to(jnp.zeros_like(p, v.dtype), v.shape)
 
-    shapes = _sum_shapes(params, directions, leading)
+    shapes = direction_shapes(params, V, leading)
     return jax.tree.map(leaf, shapes, params, is_leaf=is_none)
 
 
@@ -148,14 +120,10 @@ def map_directions(
 
     Args:
       function: direction -> pytree of arrays (scalars, as a rule).
-      params: pytree that the directions are drawn for.
-      directions: V.
+      params, directions: as in :func:`combine`.
 
     Returns:
       The results, with a leading axis K.
-
-    Raises:
-      ValueError: if directions is no :class:`Directions`.
 
     Example:
       >>> import jax.numpy as jnp, zojax
@@ -202,22 +170,20 @@ def _own_sum(weights: jax.Array, params: PyTree, V: Directions) -> PyTree:
         part = V.sampler.combine(some, V.typed_key, chunk_ks, number, params)
         return jax.tree.map(jnp.add, sums, part), None
 
-    like = _sum_shapes(params, V, weights.shape[:-1])
+    like = direction_shapes(params, V, weights.shape[:-1])
     zeros = zeros_beside(like, params, mine, ks, jax.random.key_data(V.typed_key))
     return jax.lax.scan(add_chunk, zeros, jnp.arange(num_chunks))[0]
 
 
-def _checked_weights(weights: jax.Array, V: Directions, ndim: int | None) -> jax.Array:
+def checked_weights(weights: jax.Array, V: Directions, ndim: int | None) -> jax.Array:
     """Weights f[..., K], one for each direction."""
     check_directions(V)
     weights = jnp.asarray(weights)
     fits = weights.ndim and weights.shape[-1] == V.num_directions
     if not fits or ndim not in (None, weights.ndim):
         shape = {None: "[..., K]", 1: "[K]", 2: "[N, K]"}[ndim]
-        raise ValueError(
-            f"weights must have the shape {shape} with K = {V.num_directions}"
-            f" directions, got {weights.shape}"
-        )
+        accepted = f"the shape {shape} with K = {V.num_directions} directions"
+        raise ValueError(f"weights must have {accepted}, got {weights.shape}")
     return weights
 
 
@@ -230,8 +196,8 @@ def combine(weights: jax.Array, params: PyTree, directions: Directions) -> PyTre
       directions: V, as the values were asked along.
 
     Returns:
-      A pytree like params in at least float32, with None at frozen leaves and the
-      leading axes of weights; :func:`as_gradient` casts it to params.
+      A pytree like params in at least float32, None at frozen leaves, with the leading
+      axes of weights; :func:`as_gradient` casts it to params.
 
     Raises:
       ValueError: for weights that are not one for each direction.
@@ -245,7 +211,7 @@ def combine(weights: jax.Array, params: PyTree, directions: Directions) -> PyTre
 
     Source: seed replay, arXiv 2305.17333, Algorithm 1.
     """
-    weights = _checked_weights(weights, directions, None)
+    weights = checked_weights(weights, directions, None)
     V, spread = directions, over(directions.axis_name)
 
     def add(weights, params, key):
@@ -255,46 +221,23 @@ def combine(weights: jax.Array, params: PyTree, directions: Directions) -> PyTre
 
 
 def combine_steps(
-    weights: jax.Array, params: PyTree, directions: Directions, steps: jax.Array
+    weights: jax.Array, params: PyTree, V: Directions, steps: jax.Array
 ) -> PyTree:
-    """Recombines the directions of several steps, one step at a time.
+    """sum_n V_n^T w_n for weights f[N, K], steps i32[N] and the key of their run.
 
-    Args:
-      weights: f[N, K].
-      params: as in :func:`combine`.
-      directions: V with the key of the run; step n was asked with fold_in(key, n).
-      steps: i32[N], step counts.
-
-    Returns:
-      sum_n V_n^T w_n, as :func:`combine` returns it.
-
-    Raises:
-      ValueError: for weights that are not one for each direction of each step.
-
-    Example:
-      >>> import jax.numpy as jnp, zojax
-      >>> V = zojax.Directions(zojax.perturbations.gaussian(), 0, 2)
-      >>> zojax.queries.combine_steps(jnp.zeros((3, 2)), jnp.ones(3), V,
-      ...     jnp.arange(3)).tolist()
-      [0.0, 0.0, 0.0]
-
-    Source: seed replay over a history, after arXiv 2506.14460, Section 4.1.
+    Step n was asked with fold_in(key, n); one step at a time is drawn again.
     """
-    weights = _checked_weights(weights, directions, 2)
-    V, spread = directions, over(directions.axis_name)
+    weights, spread = checked_weights(weights, V, 2), over(V.axis_name)
 
     def add(weights, params, words, steps):
         def add_step(sums, step):
             step_weights, count = step
-            then = dataclasses.replace(
-                V,
-                sampler=sampler_at(V.sampler, words, count),
-                key=step_key(words, count),
-            )
-            part = _own_sum(step_weights, params, then)
+            then = sampler_at(V.sampler, words, count), step_key(words, count)
+            of_step = dataclasses.replace(V, sampler=then[0], key=then[1])
+            part = _own_sum(step_weights, params, of_step)
             return jax.tree.map(jnp.add, sums, part), None
 
-        like = _sum_shapes(params, V, ())
+        like = direction_shapes(params, V)
         ks = spread.own_ks(V.num_directions)
         zeros = zeros_beside(like, params, weights, words, steps, ks)
         return spread.total(jax.lax.scan(add_step, zeros, (weights, steps))[0])
@@ -309,9 +252,8 @@ def add_directions(
     """Moves params along the directions: theta + V^T w, the sum never being held.
 
     One direction at a time is drawn and added where params lie, so that a jitted step
-    that donates params needs no vector beside them, whatever K is. It is what SGD with
-    :func:`combine` does (w = -lr times the weights), rounded to the dtype of params
-    after each direction instead of once.
+    that donates params needs no vector beside them. It is what SGD with :func:`combine`
+    does (w = -lr times the weights), rounded to the dtype of params K times.
 
     Args:
       params: pytree.
@@ -336,18 +278,15 @@ def add_directions(
     Source: seed replay, arXiv 2305.17333, Algorithm 1, over K directions.
     """
     check_params(params)
-    weights, V = _checked_weights(weights, directions, 1), directions
+    weights, V = checked_weights(weights, directions, 1), directions
     if V.axis_name is not None:
-        raise ValueError(
-            "axis_name must be None to add directions where params lie, got"
-            f" {V.axis_name!r}"
-        )
+        raise ValueError(f"axis_name must be None to add there, got {V.axis_name!r}")
+
+    kept = lambda new, old: jnp.where(jnp.isfinite(new), new, old)
 
     def add(params, one):
-        k, weight = one
-        row = V.sampler.row(V.typed_key, k, V.num_directions, params)
-        kept = lambda new, old: jnp.where(jnp.isfinite(new), new, old)
-        return jax.tree.map(kept, perturb(params, row, weight), params), None
+        row = V.sampler.row(V.typed_key, one[0], V.num_directions, params)
+        return jax.tree.map(kept, perturb(params, row, one[1]), params), None
 
     params = jax.tree.map(jnp.asarray, params)
     return jax.lax.scan(add, params, (jnp.arange(V.num_directions), weights))[0]

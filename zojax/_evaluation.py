@@ -4,8 +4,6 @@
 :func:`estimate` also weighs and sums. :func:`points` hands out what evaluate would ask.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,11 +15,12 @@ from zojax._checks import check_number
 from zojax._directions import (
     Directions,
     check_directions,
+    checked_weights,
     combine,
     drop_non_finite,
 )
 from zojax._keys import purpose_key
-from zojax._mesh_axis import Spread, over
+from zojax._mesh_axis import over
 from zojax._numerics import PyTree, value_dtype
 from zojax._objective import Objective, answer_of, as_objective, check_params
 from zojax.perturbations import materialize
@@ -41,8 +40,7 @@ class Estimate(NamedTuple):
     """What :func:`estimate` returns.
 
     Attributes:
-      sums: V^T w, a pytree like params in at least float32, with None at frozen leaves;
-        leaves have the leading axes of the weights before K, if any.
+      sums: V^T w, as :func:`combine` returns it.
       values: f[K, P], the query values.
       aux: the aux of query (0, 0), or None.
     """
@@ -50,32 +48,6 @@ class Estimate(NamedTuple):
     sums: PyTree
     values: jax.Array
     aux: PyTree
-
-
-def evaluate_at(
-    value_fn: Callable[..., Any], params: PyTree, *, has_aux: bool = False
-) -> tuple[jax.Array, PyTree]:
-    """Queries the objective once: (f(params), aux).
-
-    Args:
-      value_fn: params -> scalar, or (scalar, aux) with ``has_aux``.
-      params: pytree.
-      has_aux: whether value_fn returns an aux.
-
-    Returns:
-      The value in float32 (float64 under x64), and the aux or None.
-
-    Raises:
-      ValueError: if value_fn does not return a real scalar.
-
-    Example:
-      >>> import jax.numpy as jnp, zojax
-      >>> zojax.evaluate_at(lambda x: (x**2).sum(), jnp.ones(3))[0].item()
-      3.0
-
-    Source: the conventions of jax.value_and_grad.
-    """
-    return answer_of(value_fn(params), has_aux)
 
 
 def value_at_params(
@@ -86,63 +58,55 @@ def value_at_params(
         own = purpose_key(key, "query at params") if objective.takes_key else None
         return answer_of(objective.call(params, own), objective.has_aux)
     if jnp.shape(value) != ():
-        raise ValueError(
-            f"value must be the scalar f(params), got shape {jnp.shape(value)}"
-        )
+        raise ValueError(f"value must be a scalar, f(params), got {value!r}")
     return jnp.asarray(value, value_dtype()), None
 
 
-def _check_sides(sides: Any) -> None:
-    """Raises unless sides are a tuple of finite numbers."""
-    kinds = (int, float, np.number)
-    fits = isinstance(sides, tuple) and len(sides) > 0
-    if not fits or not all(isinstance(s, kinds) and np.isfinite(s) for s in sides):
-        raise ValueError(
-            "sides must be a tuple of finite numbers, (1.0,) or (1.0, -1.0) as a rule,"
-            f" got {sides!r}"
-        )
-
-
 def _check_asked(params: PyTree, V: Directions, smoothing: Any, sides: Any) -> None:
+    """Raises for what cannot be asked."""
     check_params(params)
     check_directions(V)
     check_number("smoothing", smoothing, 0.0, schedule=False)
-    _check_sides(sides)
+    kinds = (int, float, np.number)
+    number = lambda s: isinstance(s, kinds) and s is not True and np.isfinite(s)
+    if not (isinstance(sides, tuple) and sides and all(map(number, sides))):
+        accepted = "a tuple of finite numbers, (1.0,) or (1.0, -1.0) as a rule"
+        raise ValueError(f"sides must be {accepted}, got {sides!r}")
 
 
-def _scales(smoothing: Any, sides: tuple[float, ...]) -> jax.Array:
-    return jnp.asarray(sides, value_dtype()) * smoothing
+def _asked_along(
+    objective: Objective,
+    V: Directions,
+    smoothing: Any,
+    sides: tuple[float, ...],
+    line_of: Callable[[Any], Line],
+    which: PyTree,
+) -> tuple[jax.Array, PyTree]:
+    """Values [K, P] along this device's lines, and the aux of query (0, 0), on all.
 
+    A line is made of what ``which`` holds for it, its index k last.
+    """
+    spread, scales = over(V.axis_name), jnp.asarray(sides, value_dtype()) * smoothing
 
-def _along(
-    objective: Objective, V: Directions, smoothing: Any, sides: tuple[float, ...]
-) -> Callable[[Line, Any], tuple[jax.Array, PyTree]]:
-    """Returns (line, k) -> (values[P], aux of each side)."""
-    scales = _scales(smoothing, sides)
-    # In chunks the sides take turns: one perturbed copy a direction.
-    at_once = None if V.chunk_size is None else 1
-
-    def values_along(line, k):
+    def values_along(one):
         # Both sides of a direction share a key.
-        own = jax.random.fold_in(purpose_key(V.typed_key, "query"), k)
-        query_key = own if objective.takes_key else None
+        query_key = None
+        if objective.takes_key:
+            query_key = jax.random.fold_in(purpose_key(V.typed_key, "query"), one[-1])
         call = V.sampler.adapt(lambda point: objective.call(point, query_key))
+        line = line_of(one)
         at = lambda scale: answer_of(call(line(scale)), objective.has_aux)
+        # In chunks the sides take turns: one perturbed copy a direction.
+        at_once = None if V.chunk_size is None else 1
         return map_leading(at, scales, len(sides), at_once)
 
-    return values_along
-
-
-def _shared(
-    values: jax.Array, aux: PyTree, V: Directions, spread: Spread
-) -> tuple[jax.Array, PyTree]:
-    """All values, and the aux of query (0, 0), on every device."""
+    values, aux = map_leading(values_along, which, len(which[-1]), V.chunk_size)
     first = jax.tree.map(lambda x: x[0, 0], aux)
     return spread.from_all(values, V.num_directions), spread.from_first(first)
 
 
 def evaluate(
-    value_fn: Callable[..., Any],
+    value_fn: Callable[..., Any] | Objective,
     params: PyTree,
     directions: Directions,
     smoothing: jax.Array | float,
@@ -182,20 +146,15 @@ def evaluate(
     V, spread = directions, over(directions.axis_name)
 
     def ask(params, key):
-        own = V._at(key)
-        along = _along(objective, own, smoothing, sides)
+        line = lambda one: V.sampler.line(key, one[-1], V.num_directions, params)
         ks = spread.own_ks(V.num_directions)
-        line = lambda k: V.sampler.line(key, k, V.num_directions, params)
-        values, aux = map_leading(
-            lambda k: along(line(k), k), ks, len(ks), V.chunk_size
-        )
-        return _shared(values, aux, V, spread)
+        return _asked_along(objective, V._at(key), smoothing, sides, line, (ks,))
 
     return spread.run(ask, params, V.typed_key)
 
 
 def estimate(
-    value_fn: Callable[..., Any],
+    value_fn: Callable[..., Any] | Objective,
     params: PyTree,
     directions: Directions,
     smoothing: jax.Array | float,
@@ -239,18 +198,13 @@ def estimate(
         return Estimate(combine(weigh(values), params, V), values, aux)
 
     def ask_and_add(params, key):
-        own = V._at(key)
-        along = _along(objective, own, smoothing, sides)
         ks = spread.own_ks(V.num_directions)
         rows = stacked_rows(V.sampler.row, key, ks, V.num_directions, params)
-
-        def values_of(row_and_k):
-            row, k = row_and_k
-            return along(lambda scale: perturb(params, row, scale), k)
-
-        values, aux = map_leading(values_of, (rows, ks), len(ks))
-        values, aux = _shared(values, aux, V, spread)
-        sums = contract_rows(spread.own(weigh(values)), rows)
+        line = lambda one: lambda scale: perturb(params, one[0], scale)
+        asked = objective, V._at(key), smoothing, sides
+        values, aux = _asked_along(*asked, line, (rows, ks))
+        weights = checked_weights(weigh(values), V, None)
+        sums = contract_rows(spread.own(weights), rows)
         return spread.total(sums), values, aux
 
     sums, values, aux = spread.run(ask_and_add, params, V.typed_key)
@@ -267,10 +221,8 @@ def points(
     """Returns the points that :func:`evaluate` asks at, for an objective of any kind.
 
     Args:
-      params: pytree.
-      directions: V; chunks and mesh axis are not read.
-      smoothing: mu > 0, in units of params.
-      sides: the P scales s_p of mu.
+      params, directions, smoothing, sides: as in :func:`evaluate`; chunks and mesh axis
+        are not read.
 
     Returns:
       theta + mu s_p v_k, a pytree like params whose leaves have a leading axis K P:
@@ -289,7 +241,7 @@ def points(
     Source: ask and tell, the interface of evolution strategies.
     """
     _check_asked(params, directions, smoothing, sides)
-    V, scales = directions, _scales(smoothing, sides)
+    V, scales = directions, jnp.asarray(sides, value_dtype()) * smoothing
     # What takes the views of a sampler also forms them.
     formed = V.sampler.adapt(lambda point: point)
 
@@ -300,4 +252,5 @@ def points(
 
     ks = jnp.arange(V.num_directions)
     both = map_leading(of_row, ks, len(ks))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), both)
+    number = len(ks) * len(sides)
+    return jax.tree.map(lambda x: x.reshape(number, *x.shape[2:]), both)

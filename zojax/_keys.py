@@ -1,8 +1,7 @@
 """Keys: what a state holds, and one key for each step, leaf path and purpose."""
 
-from __future__ import annotations
-
 import hashlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import numpy as np
 KEY_IMPL = "threefry2x32"
 
 
-def canonical_key(key: jax.Array | int) -> jax.Array:
+def canonical_key(key: Any) -> jax.Array:
     """Returns a typed key from a typed key, a legacy uint32[2] key or an int seed."""
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
         return jax.random.key(int(key), impl=KEY_IMPL)

@@ -5,8 +5,6 @@ K values, so that every device weighs the same numbers, and one sum of the estim
 :func:`over` is the one place that tells a mesh axis from none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,24 +17,14 @@ from zojax._numerics import PyTree, is_none, zeros_at
 
 
 class Spread(NamedTuple):
-    """How K directions are spread over the devices of an axis.
+    """How K directions are spread over the n devices of an axis."""
 
-    Attributes:
-      run: (body, *args) -> body(*args), on each device; all get the same arguments, and
-        return the same.
-      own_ks: K -> indices of this device's directions, i32[K/n].
-      own: [..., K] -> this device's part, [..., K/n].
-      from_all: (tree of [K/n, ...], K) -> tree of [K, ...], the same on all.
-      from_first: what the first device has, on all.
-      total: the sum over the devices, in one collective.
-    """
-
-    run: Callable[..., Any]
-    own_ks: Callable[[int], jax.Array]
-    own: Callable[[jax.Array], jax.Array]
-    from_all: Callable[[PyTree, int], PyTree]
-    from_first: Callable[[PyTree], PyTree]
-    total: Callable[[PyTree], PyTree]
+    run: Callable[..., Any]  # (body, *args) -> body(*args) on each, the same result
+    own_ks: Callable[[int], jax.Array]  # K -> indices of this device's, i32[K/n]
+    own: Callable[[jax.Array], jax.Array]  # [..., K] -> this device's [..., K/n]
+    from_all: Callable[[PyTree, int], PyTree]  # ([K/n, ...], K) -> [K, ...] on all
+    from_first: Callable[[PyTree], PyTree]  # what the first device has, on all
+    total: Callable[[PyTree], PyTree]  # the sum over devices, in one collective
 
 
 ALONE = Spread(

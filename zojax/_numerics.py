@@ -1,7 +1,5 @@
 """Dtypes, sums and norms: arithmetic that is right in every dtype and on any device."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The objective: which extra args it gets, and what it has to answer."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -31,43 +29,30 @@ def check_params(params: PyTree) -> None:
 
 
 class Objective(NamedTuple):
-    """A value_fn whose extra args are bound.
+    """A value_fn whose extra args are bound."""
 
-    Attributes:
-      call: (params, query key or None) -> what value_fn returns.
-      takes_key: whether value_fn names ``query_key``.
-      has_aux: whether it returns (value, aux).
-    """
-
-    call: Callable[[PyTree, jax.Array | None], Any]
-    takes_key: bool
-    has_aux: bool
+    call: Callable[[PyTree, jax.Array | None], Any]  # (params, query key) -> its result
+    takes_key: bool  # whether value_fn names query_key
+    has_aux: bool  # whether it returns (value, aux)
 
 
-RESERVED = ("value", "values")
+RESERVED = ("value", "values")  # update() keeps them for itself
 
 
-def _parameters(value_fn: Callable[..., Any]) -> list[inspect.Parameter]:
+def bind_value_fn(
+    value_fn: Callable[..., Any], extra_args: Mapping[str, Any], has_aux: bool
+) -> Objective:
+    """Binds those extra args that value_fn names; raises where that cannot be told."""
+    if not callable(value_fn):
+        raise ValueError(f"value_fn must be callable, got {value_fn!r}")
     try:
-        return list(inspect.signature(value_fn).parameters.values())
+        signature = inspect.signature(value_fn)
     except (TypeError, ValueError):
         raise ValueError(
             f"value_fn {value_fn!r} has no readable signature: wrap it in a function"
             " that names its arguments"
         ) from None
-
-
-def bind_value_fn(
-    value_fn: Callable[..., Any],
-    extra_args: Mapping[str, Any],
-    has_aux: bool,
-) -> Objective:
-    """Binds those extra args that value_fn names; raises where that cannot be told."""
-    if not callable(value_fn):
-        raise ValueError(f"value_fn must be callable, got {value_fn!r}")
-    kinds = inspect.Parameter
-    named = _parameters(value_fn)
-    signature = "(" + ", ".join(str(p) for p in named) + ")"
+    kinds, named = inspect.Parameter, list(signature.parameters.values())
     if any(p.kind is kinds.VAR_KEYWORD for p in named):
         raise ValueError(
             f"value_fn {signature} takes **kwargs, so the data it needs cannot be told"

@@ -1,16 +1,13 @@
 """R-AdaZO: Adam whose second moment is that of the first moment."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from numbers import Real
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["ScaleByRadazoState", "radazo", "scale_by_radazo"]
+from zojax._checks import check_number
+from zojax._numerics import wide_dtype
 
 
 class ScaleByRadazoState(NamedTuple):
@@ -18,15 +15,6 @@ class ScaleByRadazoState(NamedTuple):
 
     m: optax.Updates  # like params
     s: optax.Updates  # like params
-
-
-def _check(name: str, value: float, accepted: str, fits: Callable) -> None:
-    """Raises unless the number fits; a traced or injected number is not known here."""
-    if isinstance(value, jax.Array):
-        return
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (is_number and fits(value)):
-        raise ValueError(f"{name} must be a number {accepted}, got {value!r}")
 
 
 def scale_by_radazo(
@@ -38,13 +26,11 @@ def scale_by_radazo(
         s <- b2 s + (1 - b2) m^2
         u = m / (sqrt(s) + eps)
 
-    There is no bias correction, as in the authors' code: the first step has size
-    1 / sqrt(1 - b2) in every coordinate (10 at b2 = 0.99). optax.scale_by_adam does not
-    reproduce it.
+    There is no bias correction, as in the authors' code, unlike in optax's Adam: the
+    first step has size 1 / sqrt(1 - b2) in every coordinate (10 at b2 = 0.99).
 
     Args:
-      b1: decay of the first moment, 0 <= b1 < 1.
-      b2: decay of the second moment, 0 <= b2 < 1.
+      b1, b2: decays of the moments, >= 0 and < 1.
       eps: added to the root, > 0.
 
     Returns:
@@ -55,21 +41,18 @@ def scale_by_radazo(
 
     Example:
       >>> import jax.numpy as jnp, zojax
-      >>> opt = zojax.scale_by_radazo()
-      >>> x = jnp.ones(2)
-      >>> updates, _ = opt.update(jnp.array([0.5, -2.0]), opt.init(x))
-      >>> print(updates.round(3))
+      >>> opt, g = zojax.scale_by_radazo(), jnp.array([0.5, -2.0])
+      >>> print(opt.update(g, opt.init(g))[0].round(3))
       [ 10. -10.]
 
     Source: R-AdaZO, arXiv 2502.01014; used in arXiv 2506.14460, Section 5.
     """
-    _check("b1", b1, ">= 0 and < 1", lambda b: 0 <= b < 1)
-    _check("b2", b2, ">= 0 and < 1", lambda b: 0 <= b < 1)
-    _check("eps", eps, "> 0", lambda e: e > 0)
+    check_number("b1", b1, 0.0, 1.0, low_ok=True, schedule=False)
+    check_number("b2", b2, 0.0, 1.0, low_ok=True, schedule=False)
+    check_number("eps", eps, 0.0, schedule=False)
 
     def zeros(p):
-        wide = jnp.promote_types(jnp.result_type(p), jnp.float32)
-        return jnp.zeros_like(p, wide)  # where p lies
+        return jnp.zeros_like(p, wide_dtype(jnp.result_type(p)))  # where p lies
 
     def init_fn(params):
         return ScaleByRadazoState(
@@ -77,7 +60,6 @@ def scale_by_radazo(
         )
 
     def update_fn(updates, state, params=None):
-        del params
         m = jax.tree.map(
             lambda m, g: b1 * m + (1 - b1) * g.astype(m.dtype), state.m, updates
         )

@@ -11,11 +11,9 @@ from zojax._directions import (
     add_directions,
     as_gradient,
     combine,
-    combine_steps,
-    direction_like,
     map_directions,
 )
-from zojax._evaluation import Estimate, estimate, evaluate, evaluate_at, points
+from zojax._evaluation import Estimate, estimate, evaluate, points
 
 __all__ = [
     "Directions",
@@ -23,11 +21,8 @@ __all__ = [
     "add_directions",
     "as_gradient",
     "combine",
-    "combine_steps",
-    "direction_like",
     "estimate",
     "evaluate",
-    "evaluate_at",
     "map_directions",
     "points",
 ]

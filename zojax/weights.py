@@ -1,34 +1,30 @@
 """Query values -> weights of the directions: arrays in, arrays out.
 
 Each function returns weights w[K] such that the gradient estimate is sum_k w_k v_k; the
-factors of K and of the smoothing are inside. Differences are formed in the dtype of the
-values (float32, or float64 under x64), after subtracting a common anchor wherever a
+factors of K and of the smoothing mu are inside. Differences are formed in the dtype of
+the values (float32, or float64 under x64), after subtracting an anchor wherever a
 mean is taken, since the error of an estimate is that of the mean. Values that are not
 finite get weight zero and do not enter a mean; means run over what is there.
 """
-
-from __future__ import annotations
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+Scalar = jax.Array | float
+
 __all__ = [
-    "Record",
     "central",
     "clip",
     "forward",
-    "history",
     "leave_one_out",
     "mean_baseline",
     "optimal_baseline",
-    "projection",
-    "record",
 ]
 
 
-def _mean_of(differences: jax.Array, smoothing: jax.Array) -> jax.Array:
+def _mean_of(differences: jax.Array, smoothing: Scalar) -> jax.Array:
     """differences / (number of finite ones * smoothing), 0 where not finite."""
     finite = jnp.isfinite(differences)
     count = jnp.maximum(finite.sum(), 1).astype(differences.dtype)
@@ -47,7 +43,7 @@ def _anchored(values: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _mean(z: jax.Array, finite: jax.Array) -> jax.Array:
-    """Mean of the finite entries; dividing first, the sum cannot overflow."""
+    """Mean of the finite entries; dividing first, so that no sum overflows."""
     return jnp.sum(z / jnp.maximum(finite.sum(), 1).astype(z.dtype))
 
 
@@ -55,20 +51,18 @@ def _masked(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def forward(values: jax.Array, at_params: jax.Array, smoothing: jax.Array) -> jax.Array:
+def forward(values: jax.Array, at_params: jax.Array, smoothing: Scalar) -> jax.Array:
     """Forward difference: w_k = [f(theta + mu v_k) - f(theta)] / (K mu).
 
     Args:
-      values: f[K], the objective at the perturbed points.
-      at_params: f[], the objective at params.
+      values, at_params: f[K] and f[], the objective at perturbed points, at params.
       smoothing: f[], mu.
 
     Returns:
       f[K].
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from zojax import weights
+      >>> import jax.numpy as jnp; from zojax import weights
       >>> print(weights.forward(jnp.array([2.0, 5.0]), jnp.array(1.0), 0.5))
       [1. 4.]
 
@@ -77,20 +71,18 @@ def forward(values: jax.Array, at_params: jax.Array, smoothing: jax.Array) -> ja
     return _mean_of(values - at_params, smoothing)
 
 
-def central(plus: jax.Array, minus: jax.Array, smoothing: jax.Array) -> jax.Array:
+def central(plus: jax.Array, minus: jax.Array, smoothing: Scalar) -> jax.Array:
     """Central difference: w_k = [f(theta + mu v_k) - f(theta - mu v_k)] / (2 K mu).
 
     Args:
-      plus: f[K], the objective at theta + mu v_k.
-      minus: f[K], the objective at theta - mu v_k.
+      plus, minus: f[K], the objective at theta + mu v_k and theta - mu v_k.
       smoothing: f[], mu.
 
     Returns:
       f[K].
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from zojax import weights
+      >>> import jax.numpy as jnp; from zojax import weights
       >>> print(weights.central(jnp.array([2.0, 5.0]), jnp.array([1.0, 1.0]), 0.5))
       [0.5 2. ]
 
@@ -100,12 +92,11 @@ def central(plus: jax.Array, minus: jax.Array, smoothing: jax.Array) -> jax.Arra
 
 
 def clip(
-    weights: jax.Array, bound: jax.Array, num_finite: jax.Array | int | None = None
+    weights: jax.Array, bound: Scalar, num_finite: jax.Array | int | None = None
 ) -> jax.Array:
     """Bounds each directional derivative: K w_k is kept in [-bound, bound].
 
-    One batch on which the objective is steep then moves params no further than others
-    do; the estimate is biased where the bound is met.
+    A batch on which the objective is steep then moves params no further than others do.
 
     Args:
       weights: f[K], weights of two-point estimates, derivatives over K.
@@ -116,8 +107,7 @@ def clip(
       f[K].
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from zojax import weights
+      >>> import jax.numpy as jnp; from zojax import weights
       >>> print(weights.clip(jnp.array([4.0, -0.5]), 3.0))
       [ 1.5 -0.5]
 
@@ -129,22 +119,20 @@ def clip(
     return jnp.clip(weights, -limit, limit)
 
 
-def mean_baseline(values: jax.Array, smoothing: jax.Array) -> jax.Array:
+def mean_baseline(values: jax.Array, smoothing: Scalar) -> jax.Array:
     """Mean baseline: w_k = [y_k - mean(y)] / (K mu). No query at params.
 
     The expectation is (K-1)/K of that of :func:`leave_one_out`, except for designs
     whose rows sum to zero, where it is exact.
 
     Args:
-      values: f[K], the objective at the perturbed points.
-      smoothing: f[], mu.
+      values, smoothing: f[K], the objective at the perturbed points, and f[], mu.
 
     Returns:
       f[K].
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from zojax import weights
+      >>> import jax.numpy as jnp; from zojax import weights
       >>> print(weights.mean_baseline(jnp.array([2.0, 4.0]), 0.5))
       [-1.  1.]
 
@@ -155,21 +143,19 @@ def mean_baseline(values: jax.Array, smoothing: jax.Array) -> jax.Array:
     return _mean_of(jnp.where(finite, z - mean, jnp.nan), smoothing)
 
 
-def leave_one_out(values: jax.Array, smoothing: jax.Array) -> jax.Array:
+def leave_one_out(values: jax.Array, smoothing: Scalar) -> jax.Array:
     """Leave-one-out baseline: w_k = [y_k - mean of the others] / (K mu).
 
-    Equal to [y_k - mean(y)] / ((K-1) mu): unbiased, with K queries.
+    Equal to [y_k - mean(y)] / ((K-1) mu): unbiased.
 
     Args:
-      values: f[K], the objective at the perturbed points.
-      smoothing: f[], mu.
+      values, smoothing: f[K], the objective at the perturbed points, and f[], mu.
 
     Returns:
       f[K]; zero if fewer than two values are finite.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from zojax import weights
+      >>> import jax.numpy as jnp; from zojax import weights
       >>> print(weights.leave_one_out(jnp.array([2.0, 4.0]), 0.5))
       [-2.  2.]
 
@@ -181,26 +167,23 @@ def leave_one_out(values: jax.Array, smoothing: jax.Array) -> jax.Array:
 
 
 def optimal_baseline(
-    values: jax.Array, squared_norms: jax.Array, smoothing: jax.Array
+    values: jax.Array, squared_norms: jax.Array, smoothing: Scalar
 ) -> jax.Array:
-    """Variance-optimal baseline b = sum_k y_k |u_k|^2 / sum_k |u_k|^2.
+    """Variance-optimal baseline: w_k = (y_k - b) / (K mu).
 
-        w_k = (y_k - b) / (K mu).
+        b = sum_k y_k |u_k|^2 / sum_k |u_k|^2.
 
-    The weights |u_k|^2 / mu^2 are the squared norms of the score. Estimated from the
-    step's own samples, b shrinks the expectation by about (K-1)/K as a mean does.
+    Estimated from the step's own values, b shrinks the expectation by about (K-1)/K.
 
     Args:
-      values: f[K], the objective at the perturbed points.
-      squared_norms: f[K], |u_k|^2.
+      values, squared_norms: f[K], the objective at the perturbed points, and |u_k|^2.
       smoothing: f[], mu.
 
     Returns:
       f[K].
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from zojax import weights
+      >>> import jax.numpy as jnp; from zojax import weights
       >>> y, n = jnp.array([2.0, 6.0]), jnp.array([3.0, 1.0])
       >>> print(weights.optimal_baseline(y, n, 0.5))  # b = 3
       [-1.  3.]
@@ -223,24 +206,8 @@ def projection(slopes: jax.Array, cosines: jax.Array, dimension: int) -> jax.Arr
         rho = (s_0 - sum e_k s_k) / (1 - sum e_k^2)
         w_0 = rho / d,    w_k = (s_k - rho e_k) / d
 
-    makes V^T w the orthogonal projection of the gradient on the span of the rows.
-
-    Args:
-      slopes: f[K], s_k; a row whose slope is not finite is left out.
-      cosines: f[K], e_k; the first is not read.
-      dimension: d.
-
-    Returns:
-      f[K].
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from zojax import weights
-      >>> # d = 4: rows (2, 0, 0, 0) and (1, 1, 1, 1); the gradient is (3, 1, 1, 1)
-      >>> w = weights.projection(jnp.array([6.0, 6.0]), jnp.array([1.0, 0.5]), 4)
-      >>> print(w @ jnp.array([[2.0, 0, 0, 0], [1.0, 1, 1, 1]]))
-      [3. 1. 1. 1.]
-
+    makes V^T w the orthogonal projection of the gradient on the span of the rows; from
+    slopes s f[K], cosines e f[K] and d. A row whose slope is not finite is left out.
     Source: Gram-Schmidt, the guide last; after guided ES, arXiv 1806.10230.
     """
     finite = jnp.isfinite(slopes)
@@ -259,46 +226,24 @@ def projection(slopes: jax.Array, cosines: jax.Array, dimension: int) -> jax.Arr
 
 
 class Record(NamedTuple):
-    """What one step leaves in a ZoAR history, in K weights and three scalars.
+    """What one step leaves in a ZoAR history, in K weights and three scalars."""
 
-    Attributes:
-      weights: f[2, K], of S = sum (y - m) u / mu and of T = sum u / mu.
-      anchor: f[], the step's first finite value.
-      mean: f[], m - anchor, m the mean of the step's finite values.
-      num_finite: i32[], the number of finite values.
-    """
-
-    weights: jax.Array
-    anchor: jax.Array
-    mean: jax.Array
-    num_finite: jax.Array
+    weights: jax.Array  # f[2, K], of S = sum (y - m) u / mu and of T = sum u / mu
+    anchor: jax.Array  # f[], the step's first finite value
+    mean: jax.Array  # f[], m - anchor, m the mean of the step's finite values
+    num_finite: jax.Array  # i32[], the number of finite values
 
 
 def record(
     values: jax.Array,
     sides: jax.Array,
-    smoothing: jax.Array,
-    bound: jax.Array | None = None,
+    smoothing: Scalar,
+    bound: Scalar | None = None,
 ) -> Record:
     """Regroups a step's pairs (s_p u_k, y_kp) around their own mean.
 
-    Args:
-      values: f[K, P], the objective at theta + mu s_p u_k.
-      sides: f[P], the s_p.
-      smoothing: f[], mu.
-      bound: f[], of (y - m) / mu, averaged over the sides; None for none.
-
-    Returns:
-      A :class:`Record`; all zero if no value is finite.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from zojax import weights
-      >>> r = weights.record(jnp.array([[2.0], [4.0]]), jnp.ones(1), 0.5)
-      >>> print(r.weights.tolist(), float(r.anchor + r.mean), int(r.num_finite))
-      [[-2.0, 2.0], [2.0, 2.0]] 3.0 2
-
-    Source: arXiv 2506.14460, Section 4.1, regrouped.
+    From values y f[K, P] and sides s f[P]; a bound is of (y - m) / mu, averaged over
+    the sides. All is zero if no value is finite. Source: arXiv 2506.14460, Section 4.1.
     """
     z, finite, anchor = _anchored(values)
     num_finite = finite.sum(dtype=jnp.int32)
@@ -320,32 +265,15 @@ def history(
     leave_one_out: bool,
     limits: jax.Array | None = None,
 ) -> jax.Array:
-    """Weights of each record's S and T in the ZoAR estimate.
+    """Coefficients f[N, 2] of each record's S and T in the ZoAR estimate.
 
     With m_n = anchor_n + mean_n, M = sum_n M_n and b = sum_n M_n m_n / M,
 
         g = (1/M) sum_n [S_n + (m_n - b) T_n].
 
-    Args:
-      anchors: f[N].
-      means: f[N].
-      num_finite: i32[N], the M_n; 0 for an empty record.
-      leave_one_out: multiply by M/(M-1), which undoes the shrinkage of a mean that
-        includes its own samples.
-      limits: f[N], of m_n - b; None for none.
-
-    Returns:
-      f[N, 2], coefficients of (S_n, T_n); zero for empty records.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from zojax import weights
-      >>> a, m, c = jnp.array([1.0, 5.0]), jnp.zeros(2), jnp.array([1, 1])
-      >>> print(weights.history(a, m, c, leave_one_out=False))
-      [[ 0.5 -1. ]
-       [ 0.5  1. ]]
-
-    Source: arXiv 2506.14460, Section 4.1 (averaged baseline and query reuse).
+    M_n are the finite values of a record, 0 for an empty one; ``leave_one_out``
+    multiplies by M/(M-1), which undoes the shrinkage of a mean that includes its own
+    samples; limits f[N] are of m_n - b. Source: arXiv 2506.14460, Section 4.1.
     """
     present = num_finite > 0
     shares = num_finite.astype(means.dtype)

@@ -150,6 +150,11 @@ class Recipe:
                 f"directions must be >= {least} for {self.estimator}, got"
                 f" {self.directions}"
             )
+        if self.estimator == "leave-one-out" and self.sampler == "simplex":
+            raise UsageError(
+                "estimator must be mean for simplex, whose directions sum to zero, got"
+                f" {self.estimator!r}"
+            )
         power_of_two = self.directions > 1 and not self.directions & self.directions - 1
         if self.sampler == "simplex" and not power_of_two:
             raise UsageError(
@@ -290,7 +295,9 @@ def _estimator(
             symmetric=True,
             **shared,
         )
-    return zojax.dap(mu, k, base=sampler, **shared)
+    # A held guide would need whole directions, which lazy(...) is there to avoid.
+    storage = "replay" if recipe.tuning == "all" else "sums"
+    return zojax.dap(mu, k, base=sampler, storage=storage, **shared)
 
 
 def optimizer(

@@ -284,8 +284,9 @@ def _program(f: Callable, method: Method, sizes: tuple[int, ...]):
 
     def of_rows(key, trial):
         value_fn = lambda x: f(x, trial.data)
-        sampler, most = method.rows(trial.gradient), max(sizes)
-        values, _ = zojax.evaluate(value_fn, trial.x, sampler, key, most, SMOOTHING)
+        most = max(sizes)
+        V = zojax.Directions(method.rows(trial.gradient), key, most)
+        values, _ = zojax.evaluate(value_fn, trial.x, V, SMOOTHING)
         y, weights = values[:, 0], []
         for size in sizes:
             if method.leave_one_out:
@@ -294,7 +295,7 @@ def _program(f: Callable, method: Method, sizes: tuple[int, ...]):
                 base = value_fn(trial.x)
                 first = zojax.weights.forward(y[:size], base, SMOOTHING)
             weights.append(jnp.pad(first, (0, most - size)))
-        return zojax.combine(jnp.stack(weights), trial.x, sampler, key, most)
+        return zojax.combine(jnp.stack(weights), trial.x, V)
 
     return _jit(jax.vmap(of_rows if method.rows else built))
 

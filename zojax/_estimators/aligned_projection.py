@@ -1,9 +1,6 @@
 """Projection of the gradient on the span of a running guide and fresh directions."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,7 +11,7 @@ from zojax._checks import check_int, check_number, check_option
 from zojax._directions import Directions, dimension, direction_like, map_directions
 from zojax._estimators.differences import AT_PARAMS, sides_of
 from zojax._estimators.log import QueryLog
-from zojax._estimators.rounds import Round, check_settings
+from zojax._estimators.rounds import Round, Settings, Shaping
 from zojax._estimators.step import Estimator, estimator
 from zojax._numerics import Number, PyTree, decayed, normalize, number_at, tree_dot
 from zojax.perturbations import Sampler, from_rows, orthogonal
@@ -24,24 +21,18 @@ class AlignedProjectionState(NamedTuple):
     """State of :func:`aligned_projection`."""
 
     key: jax.Array  # uint32[2], raw words
-    count: jax.Array  # i32[]
+    count: jax.Array  # type: ignore[assignment]  # i32[]
     log: QueryLog
     guide: PyTree  # like params, at least float32; None at frozen leaves
 
 
 def _led_by(guide: PyTree, usable: jax.Array, fresh: Sampler, d: int) -> Sampler:
-    """Row 0 is the unit guide at length sqrt(d), the others are fresh.
-
-    E[v v^T] is not I, which the weights undo.
-    """
+    """Row 0 is the unit guide at length sqrt(d); the weights undo E[v v^T] != I."""
 
     def row(key, k, num_directions, params):
         is_guide = (jnp.asarray(k) == 0) & usable
-        return jax.tree.map(
-            lambda v, a: jnp.where(is_guide, math.sqrt(d) * a, v).astype(v.dtype),
-            fresh(key, k, num_directions, params),
-            guide,
-        )
+        choose = lambda v, a: jnp.where(is_guide, math.sqrt(d) * a, v).astype(v.dtype)
+        return jax.tree.map(choose, fresh(key, k, num_directions, params), guide)
 
     return from_rows(row, design="joint")
 
@@ -55,7 +46,7 @@ def aligned_projection(
     sampler: Sampler | None = None,
     difference: str = "forward",
     clip: Number | None = None,
-    shaping: Callable[[jax.Array], jax.Array] | None = None,
+    shaping: Shaping | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     has_aux: bool = False,
@@ -70,37 +61,32 @@ def aligned_projection(
         a <- decay a + (1 - decay) g.
 
     Biased to the span, which is its point: if c is the squared cosine between guide and
-    gradient, that of the estimate is about c + (1 - c) (K - 1) / (d - 1). A guide
-    inherited from past steps costs no query. The rows are orthonormalised through K
-    inner products, without holding them.
+    gradient, that of the estimate is about c + (1 - c) (K - 1) / (d - 1). The rows are
+    orthonormalised through K inner products, without holding them.
 
-    K + 1 queries for forward differences (K where the caller passes ``value=``), 2K for
-    central ones. Where the guide is zero or not finite, all K rows are orthogonal().
+    K + 1 queries for forward differences, 2K for central ones. Where the guide is zero
+    or not finite, all K rows are orthogonal().
 
     Args:
-      smoothing: mu > 0, in units of params, or a schedule.
       num_directions: K >= 2, at most the number of trainable entries.
-      key: a threefry key (typed or uint32[2]) or an int seed.
       decay: 0 <= decay < 1, or a schedule; 0.7 to 0.9 suits.
       sampler: of the fresh rows, a design of orthogonal ones: orthogonal() by default,
         restrict(orthogonal(), mask) to freeze leaves.
       difference: "forward" or "central".
-      clip, shaping, chunk_size, axis_name, has_aux, aux_like: as in
-        :func:`two_point`; no shaping with forward differences.
+      smoothing, key, clip, shaping, chunk_size, axis_name, has_aux, aux_like: as in
+        :func:`two_point`.
 
     Returns:
-      An :class:`zojax.Estimator` whose update has the structure, shapes and dtypes of
-      params.
+      An :class:`zojax.Estimator` whose update looks like params.
 
     Raises:
       ValueError: for a static argument out of its range.
 
     Example:
-      >>> import jax.numpy as jnp, optax, zojax
-      >>> opt = optax.chain(zojax.aligned_projection(1e-3, 2, key=0), optax.sgd(0.1))
-      >>> x, f = jnp.arange(4.0), lambda x: jnp.sum(x**2)
-      >>> updates, state = opt.update(None, opt.init(x), x, value_fn=f)
-      >>> bool(f(optax.apply_updates(x, updates)) < f(x))
+      >>> import jax.numpy as jnp, zojax
+      >>> opt, x = zojax.aligned_projection(1e-3, 2, key=0), jnp.arange(4.0)
+      >>> g, _ = opt.update(None, opt.init(x), x, value_fn=lambda x: x @ x)
+      >>> bool(g @ x > 0)
       True
 
     Source: DAP (arXiv 2510.19975) with past descent directions (arXiv 1910.05268).
@@ -109,18 +95,7 @@ def aligned_projection(
     check_number("decay", decay, 0.0, 1.0, low_ok=True)
     check_option("difference", difference, AT_PARAMS)
     asks_params = difference == "forward"
-    settings = check_settings(
-        key,
-        smoothing,
-        clip,
-        shaping,
-        chunk_size,
-        axis_name,
-        has_aux,
-        aux_like,
-        asks_params=asks_params,
-    )
-    V = Directions(sampler, settings.key, num_directions)
+    V = Directions(sampler, key, num_directions, chunk_size, axis_name)
     check_int("num_directions", num_directions, 2)
     if sampler.design != "orthogonal":
         raise ValueError(
@@ -129,7 +104,7 @@ def aligned_projection(
         )
     sides = sides_of(difference)
 
-    def init(params):
+    def keep(params):
         d = dimension(params, V)
         if num_directions > d:
             raise ValueError(
@@ -159,11 +134,15 @@ def aligned_projection(
         rate = number_at(decay, step.state.count)
         return answer.sums, {"guide": decayed(guide, answer.sums, rate)}
 
+    settings = Settings(
+        key, smoothing, clip, shaping, chunk_size, axis_name, has_aux, aux_like
+    )
     return estimator(
         settings,
         body,
         AlignedProjectionState,
-        init,
-        num_values=(num_directions, len(sides)),
+        (V,),
+        sides,
         asks_params=asks_params,
+        keep=keep,
     )

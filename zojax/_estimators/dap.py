@@ -1,18 +1,16 @@
 """DAP: two-point estimates along directionally aligned perturbations."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from zojax._checks import check_flag, check_int, check_number, check_option
-from zojax._directions import Directions, direction_like, direction_shapes
-from zojax._estimators.differences import AT_PARAMS, sides_of, weigh
+from zojax._directions import Directions, direction_like
+from zojax._estimators.differences import AT_PARAMS, sides_of, weigher
 from zojax._estimators.log import QueryLog
-from zojax._estimators.rounds import Answer, Round, check_settings
+from zojax._estimators.rounds import Answer, Body, Round, Settings, Shaping
 from zojax._estimators.step import Estimator, estimator
 from zojax._numerics import Number, PyTree, decayed, number_at
 from zojax.perturbations import Sampler, aligned, gaussian, sphere
@@ -32,7 +30,7 @@ class DapState(NamedTuple):
     """State of :func:`dap`."""
 
     key: jax.Array  # uint32[2], raw words
-    count: jax.Array  # i32[]
+    count: jax.Array  # type: ignore[assignment]  # i32[]
     log: QueryLog
     guide: PyTree  # guide="average": like params, at least float32; else None
 
@@ -52,7 +50,7 @@ def dap(
     storage: str = "sums",
     difference: str = "forward",
     clip: Number | None = None,
-    shaping: Callable[[jax.Array], jax.Array] | None = None,
+    shaping: Shaping | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     has_aux: bool = False,
@@ -69,24 +67,15 @@ def dap(
                  directions of both stages ("average");
         updates  the incoming updates: a surrogate gradient, or a rough estimator before
                  this one in the chain; all K directions are aligned;
-        average  a <- decay a + (1 - decay) g, kept in the state; all K directions are
-                 aligned and no query is spent on the guide.
+        average  a <- decay a + (1 - decay) g, kept in the state; likewise.
 
-    K + 1 queries for forward differences (K where the caller passes ``value=``), 2K for
-    central ones. Where the guide is zero or not finite, directions are isotropic.
-
-    With an estimated guide, "refined" has about twice the full MSE of the plain sphere
-    at equal directions; alignment pays where the gradient is sparse and K is well above
-    the dimension.
-
-    Incoming updates are read only with guide="updates", by ``update`` and by ``ask``.
-    How an objective is called, or asked for its values from outside, says
-    :class:`zojax.Estimator`; with guide="rough" a step has two rounds.
+    K + 1 queries for forward differences, 2K for central ones; with guide="rough" in
+    two rounds. Where the guide is zero or not finite, directions are isotropic. With an
+    estimated guide, "refined" has about twice the full MSE of the plain sphere at equal
+    directions; alignment pays where the gradient is sparse and K well above d.
 
     Args:
-      smoothing: mu > 0, in units of params, or a schedule.
       num_directions: K >= 1 in all; with guide="rough" each stage needs one.
-      key: a threefry key (typed or uint32[2]) or an int seed.
       guide: "rough", "updates" or "average".
       split: share of the directions in the rough stage, between 0 and 1.
       combine: "refined" or "average", with guide="rough".
@@ -100,22 +89,20 @@ def dap(
         wherever an aligned one is used: the same estimate to rounding, at the memory of
         two_point with lazy(...), for J + 1 draws a query after J in the rough stage.
       difference: "forward" or "central".
-      clip, shaping, chunk_size, axis_name, has_aux, aux_like: as in
-        :func:`two_point`; no shaping with forward differences.
+      smoothing, key, clip, shaping, chunk_size, axis_name, has_aux, aux_like: as in
+        :func:`two_point`.
 
     Returns:
-      An :class:`zojax.Estimator` whose update has the structure, shapes and dtypes of
-      params.
+      An :class:`zojax.Estimator` whose update looks like params.
 
     Raises:
       ValueError: for a static argument out of its range, or missing updates.
 
     Example:
-      >>> import jax.numpy as jnp, optax, zojax
-      >>> opt = optax.chain(zojax.dap(1e-3, 8, key=0), optax.sgd(1e-2))
-      >>> x, f = jnp.ones(4), lambda x: jnp.sum(x**2)
-      >>> updates, state = opt.update(None, opt.init(x), x, value_fn=f)
-      >>> bool(f(optax.apply_updates(x, updates)) < f(x))
+      >>> import jax.numpy as jnp, zojax
+      >>> opt, x = zojax.dap(1e-3, 8, key=0), jnp.ones(4)
+      >>> g, _ = opt.update(None, opt.init(x), x, value_fn=lambda x: x @ x)
+      >>> bool(g @ x > 0)
       True
 
     Source: arXiv 2510.19975, Algorithms 1 and 2.
@@ -130,17 +117,6 @@ def dap(
     check_number("split", split, 0.0, 1.0, schedule=False)
     check_flag("fixed_length", fixed_length)
     asks_params = difference == "forward"
-    settings = check_settings(
-        key,
-        smoothing,
-        clip,
-        shaping,
-        chunk_size,
-        axis_name,
-        has_aux,
-        aux_like,
-        asks_params=asks_params,
-    )
     check_int("num_directions", num_directions, 1)
     num_rough = round(split * num_directions) if guide == "rough" else 0
     num_aligned = num_directions - num_rough
@@ -151,31 +127,11 @@ def dap(
             f" and {num_aligned} aligned"
         )
     _check_samplers(guide, storage, sampler, base)
-    stages = [Directions(base, settings.key, num_aligned)]
-    if guide == "rough":
-        stages.append(Directions(sampler, settings.key, num_rough))
+    V = Directions(base, key, num_aligned, chunk_size, axis_name)
     sides = sides_of(difference)
 
-    def init(params):
-        shapes = [direction_shapes(params, V) for V in stages]
-        trees = [jax.tree.structure(found) for found in shapes]
-        if any(tree != trees[0] for tree in trees):
-            raise ValueError(
-                "sampler and base must freeze the same leaves, got directions"
-                f" {trees[1]} and {trees[0]}"
-            )
-        averages = guide == "average"
-        return {"guide": direction_like(params, stages[0]) if averages else None}
-
-    def weights_of(step, known=None):
-        """Weighs against f(theta) of this round, or known from the one before."""
-
-        def weights(values, at_params):
-            at_params = at_params if known is None else known
-            found = weigh(difference, values, at_params, step.smoothing)
-            return step.clipped(found, values)
-
-        return weights
+    def keep(params):
+        return {"guide": direction_like(params, V) if guide == "average" else None}
 
     def stage_keys(step):
         return [jax.random.fold_in(step.key, i) for i in range(2)]
@@ -188,7 +144,8 @@ def dap(
             raise ValueError('updates must not be None with guide="updates"')
         a = step.updates if guide == "updates" else step.state.guide
         V = step.directions(along(a), num_aligned, stage_keys(step)[1])
-        answer = yield Round(V, step.smoothing, sides, asks_params, weights_of(step))
+        weigh = weigher(difference, step)
+        answer = yield Round(V, step.smoothing, sides, asks_params, weigh)
         if guide == "updates":
             return answer.sums, {}
         rate = number_at(decay, step.state.count)
@@ -197,10 +154,11 @@ def dap(
     def two_stages(step):
         mu, (rough_key, aligned_key) = step.smoothing, stage_keys(step)
         V = step.directions(sampler, num_rough, rough_key)
-        rough = yield Round(V, mu, sides, asks_params, weights_of(step))
+        weigh = weigher(difference, step)
+        rough = yield Round(V, mu, sides, asks_params, weigh)
         V = step.directions(along(rough.sums), num_aligned, aligned_key)
-        weighs = weights_of(step, rough.at_params)
-        refined = yield Round(V, mu, sides, weigh=weighs)
+        weigh = weigher(difference, step, rough.at_params)
+        refined = yield Round(V, mu, sides, weigh=weigh)
         if combine == "refined":
             return refined.sums, {}
         share = _rough_share(rough, refined)
@@ -211,9 +169,9 @@ def dap(
         mu, (rough_key, aligned_key) = step.smoothing, stage_keys(step)
         V = step.directions(sampler, num_rough, rough_key)
         rough = yield Round(V, mu, sides, asks_params)
-        weighs = weights_of(step, rough.at_params)
+        weigh = weigher(difference, step, rough.at_params)
         around = replay_aligned(
-            weighs(rough.values, None),
+            weigh(rough.values, None),
             V.sampler,
             rough_key,
             step.directions(base, num_aligned).sampler,
@@ -225,18 +183,19 @@ def dap(
         V = step.directions(replayed_sampler(around), num_aligned, aligned_key)
         refined = yield Round(V, mu, sides)
         share = _rough_share(rough, refined) if combine == "average" else 0.0
-        found = (1 - share) * weighs(refined.values, None)
+        found = (1 - share) * weigh(refined.values, None)
         return combine_replayed(found, share, around, step.params), {}
 
-    bodies = {"sums": two_stages, "replay": two_stages_replayed}
+    body: Body = one_stage
+    stages: tuple[Directions, ...] = (V,)
+    if guide == "rough":
+        body = two_stages if storage == "sums" else two_stages_replayed
+        stages = (dataclasses.replace(V, sampler=sampler, num_directions=num_rough), V)
+    settings = Settings(
+        key, smoothing, clip, shaping, chunk_size, axis_name, has_aux, aux_like
+    )
     return estimator(
-        settings,
-        bodies[storage] if guide == "rough" else one_stage,
-        DapState,
-        init,
-        num_values=(num_directions, len(sides)),
-        asks_params=asks_params,
-        num_rounds=2 if guide == "rough" else 1,
+        settings, body, DapState, stages, sides, asks_params=asks_params, keep=keep
     )
 
 

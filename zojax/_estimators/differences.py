@@ -1,13 +1,14 @@
-"""Differences of the objective along a direction, and what each asks."""
+"""Differences of the objective along a direction: what they ask and how they weigh."""
 
-from __future__ import annotations
+from collections.abc import Callable
 
 import jax
 
 from zojax import weights
 from zojax._checks import check_int
+from zojax._estimators.rounds import Step
 from zojax._evaluation import BOTH_SIDES, ONE_SIDE
-from zojax.perturbations._sampler import Sampler
+from zojax.perturbations import Sampler
 
 AT_PARAMS = ("forward", "central")
 DIFFERENCES = (*AT_PARAMS, "mean", "leave_one_out")
@@ -18,36 +19,37 @@ def sides_of(difference: str) -> tuple[float, ...]:
     return BOTH_SIDES if difference == "central" else ONE_SIDE
 
 
-def weigh(
-    difference: str,
-    values: jax.Array,
-    at_params: jax.Array | None,
-    smoothing: jax.Array,
-) -> jax.Array:
-    """Values f[K, P], and f(theta) for forward differences -> weights f[K]."""
-    if difference == "forward":
-        return weights.forward(values[:, 0], at_params, smoothing)
-    if difference == "central":
-        return weights.central(values[:, 0], values[:, 1], smoothing)
-    if difference == "mean":
-        return weights.mean_baseline(values[:, 0], smoothing)
-    return weights.leave_one_out(values[:, 0], smoothing)
+def weigher(
+    difference: str, step: Step, known: jax.Array | None = None
+) -> Callable[[jax.Array, jax.Array | None], jax.Array]:
+    """(values f[K, P], f(theta), or that of an earlier round) -> weights f[K]."""
+    mu = step.smoothing
+
+    def weigh(values, at_params):
+        if difference == "forward":
+            at_params = at_params if known is None else known
+            found = weights.forward(values[:, 0], at_params, mu)
+        elif difference == "central":
+            found = weights.central(values[:, 0], values[:, 1], mu)
+        elif difference == "mean":
+            found = weights.mean_baseline(values[:, 0], mu)
+        else:
+            found = weights.leave_one_out(values[:, 0], mu)
+        return step.clipped(found, values)
+
+    return weigh
 
 
 def check_baseline(name: str, baseline: str, sampler: Sampler, number: int) -> None:
     """Raises unless a baseline of the step's own values suits its directions."""
-    if baseline not in ("mean", "leave_one_out", "optimal"):
-        return
-    check_int("num_directions", number, 2, f" with {name}={baseline!r}")
+    if baseline in ("mean", "leave_one_out", "optimal"):
+        check_int("num_directions", number, 2, f" with {name}={baseline!r}")
     if baseline == "leave_one_out":
         check_zero_sum(f'{name} must be "mean"', sampler)
 
 
 def check_zero_sum(advice: str, sampler: Sampler) -> None:
-    """Raises where the correction of a mean that includes its samples would be wrong.
-
-    Where the rows of a design sum to zero the mean baseline is unbiased as it stands.
-    """
+    """Raises where a mean that includes its own samples needs no correction."""
     if sampler.design == "zero_sum":
         raise ValueError(
             f"{advice} with a design whose directions sum to zero, as simplex(): the"

@@ -1,7 +1,5 @@
 """What a state says about the last step's queries."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax
@@ -14,14 +12,12 @@ class QueryLog(NamedTuple):
     """What the objective answered, for logging: part of every estimator's state.
 
     Attributes:
-      query_values: f[K, P], the values of the last step as they came, NaN and infinite
-        ones among them; stages of one step one after the other. 0 before the first.
+      query_values: f[K, P], those of the last step as they came; 0 before the first.
       query_mean: f[], mean of the finite values at the *perturbed* points of the last
         step in which there was one. Not f(params).
       query_spread: f[], their standard deviation; exactly 0 if all were equal, in which
         case the step learnt nothing.
-      query_best: f[], the lowest finite value of all steps, at any point; inf before
-        there was one.
+      query_best: f[], the lowest finite value of all steps, at any point; inf before.
       value_at_params: f[], the last finite f(params), where the estimator uses it
         (queried or passed as ``value=``); None where it does not.
       num_nonfinite: i32[], query values that were NaN or infinite, over all steps.
@@ -60,14 +56,26 @@ def moments(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     finite, dtype = jnp.isfinite(values), values.dtype
     share = finite.astype(dtype) / jnp.maximum(finite.sum(), 1).astype(dtype)
     mean_of = lambda x: jnp.sum(jnp.where(finite, x, 0) * share)
-    # Equal values are told exactly by their distances to one of them, taken of halves,
-    # which do not overflow.
+    # Equal values are told exactly by their distances to one of them, taken of eighths:
+    # no distance overflows, and no reciprocal of one underflows.
     anchor = values.reshape(-1)[jnp.argmax(finite)]
-    z = jnp.where(finite, values / 2 - anchor / 2, 0)
+    z = jnp.where(finite, values / 8 - anchor / 8, 0)
     z = z - mean_of(z)
     peak = jnp.max(jnp.where(finite, jnp.abs(z), 0))
     unit = z / jnp.where(peak > 0, peak, 1)
-    return mean_of(values), 2 * peak * jnp.sqrt(mean_of(unit**2))
+    return mean_of(values), 8 * peak * jnp.sqrt(mean_of(unit**2))
+
+
+def _check_aux(expected: PyTree, aux: PyTree) -> None:
+    """Raises unless the aux of value_fn looks like the ``aux_like`` of the factory."""
+    describe = lambda x: (jnp.shape(x), str(jnp.result_type(x)))
+    found, wanted = (jax.tree.map(describe, tree) for tree in (aux, expected))
+    structures = [jax.tree.structure(tree) for tree in (aux, expected)]
+    if structures.count(structures[0]) != 2 or found != wanted:
+        raise ValueError(
+            "aux_like must have the structure, shapes and dtypes of the aux that"
+            f" value_fn returns, got {wanted} for {found}"
+        )
 
 
 def update_log(
@@ -82,9 +90,12 @@ def update_log(
         known = jnp.isfinite(at_params)
         nonfinite += jnp.asarray(~known, jnp.int32)
         lowest = jnp.minimum(lowest, jnp.where(known, at_params, jnp.inf))
-        at_params = jnp.where(known, at_params, log.value_at_params)
-    if log.aux is not None and aux is not None:
-        check_aux(log.aux, aux)
+        before = 0.0 if log.value_at_params is None else log.value_at_params
+        at_params = jnp.where(known, at_params, before)
+    if log.aux is None or aux is None:
+        aux = log.aux
+    else:
+        _check_aux(log.aux, aux)
     dtype = log.query_mean.dtype
     keep = lambda new, old: jnp.where(finite.any(), new, old).astype(dtype)
     return QueryLog(
@@ -94,17 +105,5 @@ def update_log(
         query_best=jnp.minimum(lowest, log.query_best).astype(dtype),
         value_at_params=at_params,
         num_nonfinite=log.num_nonfinite + nonfinite,
-        aux=log.aux if aux is None or log.aux is None else aux,
+        aux=aux,
     )
-
-
-def check_aux(expected: PyTree, aux: PyTree) -> None:
-    """Raises unless the aux of value_fn looks like the ``aux_like`` of the factory."""
-    describe = lambda x: (jnp.shape(x), jnp.result_type(x))
-    same_tree = jax.tree.structure(expected) == jax.tree.structure(aux)
-    if not same_tree or jax.tree.map(describe, expected) != jax.tree.map(describe, aux):
-        raise ValueError(
-            "aux_like must have the structure, shapes and dtypes of the aux that"
-            f" value_fn returns, got {jax.tree.map(describe, expected)} for"
-            f" {jax.tree.map(describe, aux)}"
-        )

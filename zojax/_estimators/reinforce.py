@@ -1,10 +1,7 @@
 """REINFORCE: the score-function view of a zeroth-order gradient."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,17 +9,12 @@ import jax.numpy as jnp
 
 from zojax import weights
 from zojax._checks import check_option
-from zojax._directions import (
-    Directions,
-    combine,
-    dimension,
-    direction_shapes,
-    map_directions,
-)
+from zojax._directions import Directions, combine, dimension, map_directions
 from zojax._estimators.differences import check_baseline
 from zojax._estimators.log import QueryLog
-from zojax._estimators.rounds import Round, check_settings
+from zojax._estimators.rounds import Round, Settings, Shaping
 from zojax._estimators.step import Estimator, estimator
+from zojax._evaluation import ONE_SIDE
 from zojax._numerics import Number, PyTree, tree_dot, wide_dtype
 from zojax.perturbations import Sampler, from_rows, gaussian, sphere
 
@@ -34,7 +26,7 @@ class ReinforceState(NamedTuple):
     """State of :func:`reinforce`."""
 
     key: jax.Array  # uint32[2], raw words
-    count: jax.Array  # i32[]
+    count: jax.Array  # type: ignore[assignment]  # i32[]
     log: QueryLog
 
 
@@ -44,8 +36,7 @@ def gaussian_log_density(offset: PyTree, smoothing: jax.Array) -> jax.Array:
         -|x - theta|^2 / (2 mu^2) - d log(mu) - d log(2 pi) / 2
 
     Args:
-      offset: x - theta, a pytree of float arrays.
-      smoothing: f[], mu.
+      offset, smoothing: x - theta, a pytree of float arrays, and mu, f[].
 
     Returns:
       f[].
@@ -58,10 +49,8 @@ def gaussian_log_density(offset: PyTree, smoothing: jax.Array) -> jax.Array:
     Source: arXiv 2506.14460, Theorem 3.1 (the policy of zeroth-order optimisation).
     """
     d = sum(leaf.size for leaf in jax.tree.leaves(offset))
-    squared = tree_dot(offset, offset)
-    return -squared / (2 * smoothing**2) - d * jnp.log(
-        smoothing * math.sqrt(2 * math.pi)
-    )
+    quadratic = -tree_dot(offset, offset) / (2 * smoothing**2)
+    return quadratic - d * jnp.log(smoothing * math.sqrt(2 * math.pi))
 
 
 def _scores(sampler: Sampler, mu: jax.Array) -> Sampler:
@@ -86,7 +75,7 @@ def reinforce(
     search: str = "gaussian",
     sampler: Sampler | None = None,
     clip: Number | None = None,
-    shaping: Callable[[jax.Array], jax.Array] | None = None,
+    shaping: Shaping | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     has_aux: bool = False,
@@ -104,36 +93,32 @@ def reinforce(
         gaussian  q = pi, rho = 1. With baseline "value" this is the forward difference
                   (Theorem 3.2).
         sphere    q uniform on a shell |u| = r. pi is constant there, so that rho is one
-                  number, fixed by E_q[rho u u^T] = I: rho = d / r^2, which is d on the
-                  unit sphere and 1 on the sphere of radius sqrt(d) that
-                  zojax.perturbations.sphere() draws (Theorem 3.3).
+                  number, fixed by E_q[rho u u^T] = I: rho = d / r^2, 1 for
+                  zojax.perturbations.sphere(), whose radius is sqrt(d) (Theorem 3.3).
 
     K queries a step; baseline "value" takes one more unless ``value=`` is passed.
 
     Args:
       smoothing: mu > 0, the policy's standard deviation, or a schedule.
       num_directions: K >= 1; >= 2 for the baselines made from the step's values.
-      key: a threefry key (typed or uint32[2]) or an int seed.
       baseline: "value" (f(theta)), "mean", "leave_one_out", or "optimal" (Theorem B.4).
       search: "gaussian" or "sphere", the distribution that u is drawn from.
       sampler: draws u; gaussian() or sphere() by default. With search="sphere" any
         sampler of constant length r, whatever r is.
-      clip, shaping, chunk_size, axis_name, has_aux, aux_like: as in
+      key, clip, shaping, chunk_size, axis_name, has_aux, aux_like: as in
         :func:`two_point`; no shaping with baseline "value".
 
     Returns:
-      An :class:`zojax.Estimator` whose update is the gradient of the expected *loss*
-      (to descend), with the structure, shapes and dtypes of params.
+      An :class:`zojax.Estimator` whose update is the gradient of the expected *loss*.
 
     Raises:
       ValueError: for a static argument out of its range.
 
     Example:
-      >>> import jax.numpy as jnp, optax, zojax
-      >>> opt = optax.chain(zojax.reinforce(1e-2, 8, key=0), optax.sgd(1e-2))
-      >>> x, f = jnp.ones(4), lambda x: jnp.sum(x**2)
-      >>> updates, state = opt.update(None, opt.init(x), x, value_fn=f)
-      >>> bool(f(optax.apply_updates(x, updates)) < f(x))
+      >>> import jax.numpy as jnp, zojax
+      >>> opt, x = zojax.reinforce(1e-2, 8, key=0), jnp.ones(4)
+      >>> g, _ = opt.update(None, opt.init(x), x, value_fn=lambda x: x @ x)
+      >>> bool(g @ x > 0)
       True
 
     Source: arXiv 2506.14460, Theorems 3.1 to 3.3 and B.4.
@@ -143,23 +128,8 @@ def reinforce(
     if sampler is None:
         sampler = gaussian() if search == "gaussian" else sphere()
     asks_params = baseline == "value"
-    settings = check_settings(
-        key,
-        smoothing,
-        clip,
-        shaping,
-        chunk_size,
-        axis_name,
-        has_aux,
-        aux_like,
-        asks_params=asks_params,
-    )
-    V = Directions(sampler, settings.key, num_directions)
+    V = Directions(sampler, key, num_directions, chunk_size, axis_name)
     check_baseline("baseline", baseline, sampler, num_directions)
-
-    def init(params):
-        direction_shapes(params, V)  # fails early
-        return {}
 
     def advantages(y, at_params, norms, mu):
         """(f(x_k) - b) / (K mu)."""
@@ -186,11 +156,9 @@ def reinforce(
         scores = dataclasses.replace(V, sampler=_scores(V.sampler, mu))
         return combine(gains, step.params, scores), {}
 
+    settings = Settings(
+        key, smoothing, clip, shaping, chunk_size, axis_name, has_aux, aux_like
+    )
     return estimator(
-        settings,
-        body,
-        ReinforceState,
-        init,
-        num_values=(num_directions, 1),
-        asks_params=asks_params,
+        settings, body, ReinforceState, (V,), ONE_SIDE, asks_params=asks_params
     )

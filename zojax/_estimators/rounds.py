@@ -1,107 +1,65 @@
-"""What an estimator's body is given, asks for, and is answered.
+"""What an estimator's body asks for, and who answers: an objective, or the caller.
 
 A body is a generator: it yields a :class:`Round`, points that it wants values of, is
 sent an :class:`Answer`, and returns the estimate. Who answers is not its business.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zojax import weights
 from zojax._checks import check_flag, check_number, check_spreading
-from zojax._directions import Directions
-from zojax._evaluation import ONE_SIDE
-from zojax._keys import key_data
-from zojax._numerics import Number, PyTree
-from zojax.perturbations._sampler import Sampler, sampler_at
+from zojax._directions import Directions, combine
+from zojax._evaluation import ONE_SIDE, estimate, evaluate, points, value_at_params
+from zojax._numerics import Number, PyTree, value_dtype
+from zojax._objective import Objective
+from zojax.perturbations import Sampler
+from zojax.perturbations._sampler import sampler_at
+
+Shaping = Callable[[jax.Array], jax.Array]
 
 
 class Settings(NamedTuple):
-    """What all estimators take, checked."""
+    """What all estimators take."""
 
-    key: jax.Array  # uint32[2], raw words
+    key: jax.Array | int
     smoothing: Number
     clip: Number | None
-    shaping: Callable[[jax.Array], jax.Array] | None
+    shaping: Shaping | None
     chunk_size: int | None
     axis_name: str | None
     has_aux: bool
     aux_like: PyTree
 
 
-def check_settings(
-    key: jax.Array | int,
-    smoothing: Number,
-    clip: Number | None,
-    shaping: Callable[[jax.Array], jax.Array] | None,
-    chunk_size: int | None,
-    axis_name: str | None,
-    has_aux: bool,
-    aux_like: PyTree,
-    *,
-    asks_params: bool,
-) -> Settings:
+def check_settings(settings: Settings, asks_params: bool) -> None:
     """Raises for a setting out of its range."""
-    check_number("smoothing", smoothing, 0.0)
-    if clip is not None:
-        check_number("clip", clip, 0.0)
-    if shaping is not None and not callable(shaping):
+    check_number("smoothing", settings.smoothing, 0.0)
+    if settings.clip is not None:
+        check_number("clip", settings.clip, 0.0)
+    if settings.shaping is not None and not callable(settings.shaping):
         raise ValueError(
             "shaping must be a function of the values f[K, P] that returns as many, or"
-            f" None, got {shaping!r}"
+            f" None, got {settings.shaping!r}"
         )
-    if shaping is not None and asks_params:
+    if settings.shaping is not None and asks_params:
         raise ValueError(
             "shaping must be None for an estimate that compares with f(params), which"
             " has no place among shaped values: take central differences, or a baseline"
-            f" of the step's own values; got {shaping!r}"
+            f" of the step's own values; got {settings.shaping!r}"
         )
-    check_spreading(chunk_size, axis_name)
-    check_flag("has_aux", has_aux)
-    if aux_like is not None and not has_aux:
+    check_spreading(settings.chunk_size, settings.axis_name)
+    check_flag("has_aux", settings.has_aux)
+    if settings.aux_like is not None and not settings.has_aux:
         raise ValueError("aux_like needs has_aux=True, got has_aux=False")
-    return Settings(
-        key_data(key),
-        smoothing,
-        clip,
-        shaping,
-        chunk_size,
-        axis_name,
-        has_aux,
-        aux_like,
-    )
-
-
-def shaped(values: jax.Array, settings: Settings) -> jax.Array:
-    """The values that weights are made of; what was not finite stays so."""
-    if settings.shaping is None:
-        return values
-    shaped = jnp.asarray(settings.shaping(values))
-    if shaped.shape != values.shape:
-        raise ValueError(
-            f"shaping must return values of the shape {values.shape}, got"
-            f" {shaped.shape}"
-        )
-    return jnp.where(jnp.isfinite(values), shaped.astype(values.dtype), jnp.nan)
-
-
-def within(
-    bound: Number | None, step_weights: jax.Array, values: jax.Array
-) -> jax.Array:
-    """Weights that are derivatives over their number, within a bound of derivatives."""
-    if bound is None:
-        return step_weights
-    num_finite = jnp.isfinite(values).all(axis=1).sum()
-    return weights.clip(step_weights, jnp.asarray(bound), num_finite)
 
 
 class Round(NamedTuple):
-    """Points theta + mu s_p v_k, and first theta itself with ``asks_params``.
+    """Points theta + mu s_p v_k, and theta itself before them with ``asks_params``.
 
     With ``weigh``, (values f[K, P], f(theta) or None) -> weights f[..., K], the answer
     has the weighted sum too.
@@ -115,11 +73,13 @@ class Round(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Values of a round, shaped; f(theta) if asked; the sum if they were weighed."""
+    """What came back of a round."""
 
-    values: jax.Array
-    at_params: jax.Array | None
-    sums: PyTree
+    values: jax.Array  # f[K, P], shaped
+    measured: jax.Array  # f[K, P], as they came
+    at_params: jax.Array | None  # f[], f(theta), if it was asked
+    sums: PyTree = None  # V^T w, if they were weighed
+    aux: PyTree = None  # of the first query
 
 
 class Step(NamedTuple):
@@ -137,18 +97,100 @@ class Step(NamedTuple):
         self, sampler: Sampler, num_directions: int, key: jax.Array | None = None
     ) -> Directions:
         """V of this step, or of one of its stages with a key of its own."""
-        return Directions(
-            sampler_at(sampler, self.state.key, self.state.count),
-            self.key if key is None else key,
-            num_directions,
-            self.settings.chunk_size,
-            self.settings.axis_name,
-        )
+        now = sampler_at(sampler, self.state.key, self.state.count)
+        spread = self.settings.chunk_size, self.settings.axis_name
+        key = self.key if key is None else key
+        return Directions(now, key, num_directions, *spread)
 
     def clipped(self, step_weights: jax.Array, values: jax.Array) -> jax.Array:
-        """Weights of differences, within the bound of the step."""
-        return within(self.bound, step_weights, values)
+        """Weights that are derivatives over their number, within the bound."""
+        if self.bound is None:
+            return step_weights
+        num_finite = jnp.isfinite(values).all(axis=1).sum()
+        return weights.clip(step_weights, self.bound, num_finite)
 
 
-# The estimate, and the fields of the state that it changes.
+# Returns the estimate, and the fields of the state that it changes.
 Body = Callable[[Step], Generator[Round, Answer, tuple[PyTree, dict[str, Any]]]]
+Respond = Callable[[Round], Answer]
+
+
+def _shaped(values: jax.Array, shaping: Shaping | None) -> jax.Array:
+    """The values that weights are made of; what was not finite stays so."""
+    if shaping is None:
+        return values
+    new = jnp.asarray(shaping(jnp.where(jnp.isfinite(values), values, jnp.nan)))
+    if new.shape != values.shape:
+        raise ValueError(
+            f"shaping must return values of shape {values.shape}, got {new.shape}"
+        )
+    return jnp.where(jnp.isfinite(values), new.astype(values.dtype), jnp.nan)
+
+
+def calling(objective: Objective, value: Any, step: Step) -> Respond:
+    """Answers by calling the objective; f(theta) may be known."""
+    shape = lambda values: _shaped(values, step.settings.shaping)
+
+    def respond(asked):
+        V, at_params, first_aux = asked.directions, None, None
+        if asked.asks_params:
+            found = value_at_params(objective, step.params, value, V.typed_key)
+            at_params, first_aux = found
+        sums, where = None, (objective, step.params, V, asked.smoothing)
+        if asked.weigh is None:
+            values, aux = evaluate(*where, sides=asked.sides)
+        else:
+            weigh = lambda y: asked.weigh(shape(y), at_params)
+            sums, values, aux = estimate(*where, weigh, sides=asked.sides)
+        aux = aux if first_aux is None else first_aux
+        return Answer(shape(values), values, at_params, sums, aux)
+
+    return respond
+
+
+def telling(values: Sequence[jax.Array], step: Step) -> Respond:
+    """Answers with values that were measured elsewhere, round by round."""
+    rounds = iter(values)
+
+    def respond(asked):
+        at_params, V, flat = None, asked.directions, next(rounds)
+        number = V.num_directions * len(asked.sides) + asked.asks_params
+        if flat.shape != (number,) or jnp.issubdtype(flat.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"values must be {number} real numbers, one for each point of ask, got"
+                f" shape {flat.shape} and dtype {flat.dtype}"
+            )
+        flat = flat.astype(value_dtype())
+        if asked.asks_params:
+            at_params, flat = flat[0], flat[1:]
+        measured = flat.reshape(V.num_directions, len(asked.sides))
+        shaped = _shaped(measured, step.settings.shaping)
+        if asked.weigh is None:
+            return Answer(shaped, measured, at_params)
+        sums = combine(asked.weigh(shaped, at_params), step.params, V)
+        return Answer(shaped, measured, at_params, sums)
+
+    return respond
+
+
+def by_round(values: Any, num_rounds: int) -> tuple[jax.Array, ...]:
+    """What was told, as one array for each round."""
+    several = isinstance(values, (tuple, list)) and all(np.ndim(v) for v in values)
+    entries = tuple(values) if several else (values,)
+    if len(entries) != num_rounds:
+        raise ValueError(
+            f"values must hold those of {num_rounds} round(s), got {len(entries)}"
+        )
+    try:
+        return tuple(jnp.asarray(entry) for entry in entries)
+    except (TypeError, ValueError):
+        raise ValueError(f"values must be real numbers, got {values!r}") from None
+
+
+def points_of(asked: Round, params: PyTree) -> PyTree:
+    """The points of a round, stacked."""
+    found = points(params, asked.directions, asked.smoothing, sides=asked.sides)
+    if not asked.asks_params:
+        return found
+    with_params = lambda p, at: jnp.concatenate([jnp.asarray(p, at.dtype)[None], at])
+    return jax.tree.map(with_params, params, found)

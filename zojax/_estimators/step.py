@@ -5,67 +5,58 @@ calls an objective, ``ask`` hands out the points of a round, and ``update(values
 takes what somebody else measured there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from zojax._directions import as_gradient
-from zojax._estimators.answers import by_round, calling, handed_out, told
+from zojax._directions import Directions, as_gradient, direction_shapes
 from zojax._estimators.log import init_log, update_log
-from zojax._estimators.rounds import Body, Settings, Step
-from zojax._keys import step_key
+from zojax._estimators.rounds import (
+    Body,
+    Settings,
+    Step,
+    by_round,
+    calling,
+    check_settings,
+    points_of,
+    telling,
+)
+from zojax._keys import key_data, step_key
 from zojax._numerics import PyTree, number_at
-from zojax._objective import check_params
-
-
-class Ask(Protocol):
-    """(state, params, *values of earlier rounds, updates) -> points of the next."""
-
-    def __call__(
-        self, state: Any, params: PyTree, *values: Any, updates: PyTree = None
-    ) -> PyTree: ...
+from zojax._objective import RESERVED, bind_value_fn, check_params
 
 
 class Estimator(optax.GradientTransformationExtraArgs):
     """An optax gradient transformation that can also be asked for its points.
 
     ``update(updates, state, params, *, value_fn, value=None, **extra_args)`` calls the
-    objective. ``value_fn(params, ...)`` gets those extra args that it names, and if it
-    names ``query_key`` a key of its own for each direction. For an objective that JAX
-    cannot call, the same step is
+    objective: ``value_fn(params, ...)`` gets those extra args that it names, and if it
+    names ``query_key`` a key for each direction. Where JAX cannot call it, the step is
 
         points = estimator.ask(state, params)
         updates, state = estimator.update(None, state, params, values=measure(points))
 
-    with points a pytree like params whose leaves have a leading axis of queries, and
-    values one number for each, in their order, from anywhere; NaN for one that failed.
-    Nothing is asked twice: state and params name the points. An estimator of several
-    rounds is asked for each with the values of those before, ``ask(state, params,
-    first)``, and told all of them, ``values=(first, second)``. In an optax chain the
-    estimator's own state is the first: ``ask(state[0], params)``.
+    with points a pytree like params whose leaves have a leading axis of queries, params
+    first where their value is needed, and values one for each; NaN for one that failed.
+    State and params name the points, so that nothing needs to be kept in between.
 
     Attributes:
       init: params -> state.
-      update: see above.
-      ask: (state, params, *values of earlier rounds, updates=None) -> points.
+      update: see above. Of several rounds it takes ``values=(first, second)``.
+      ask: (state, params, *values of earlier rounds, updates=None) -> points. In an
+        optax chain the estimator's own state is the first: ``ask(state[0], params)``.
       num_rounds: how many rounds a step has.
     """
 
-    ask: Ask
+    ask: Callable[..., PyTree]
     num_rounds: int
 
     def __new__(
-        cls,
-        init: optax.TransformInitFn,
-        update: optax.TransformUpdateExtraArgsFn,
-        ask: Ask,
-        num_rounds: int = 1,
-    ) -> Estimator:
+        cls, init: Any, update: Any, ask: Callable[..., PyTree], num_rounds: int = 1
+    ) -> "Estimator":
         """A pair for optax, with two more attributes."""
         self = super().__new__(cls, init, update)
         self.ask, self.num_rounds = ask, num_rounds
@@ -76,85 +67,78 @@ class Estimator(optax.GradientTransformationExtraArgs):
         return (*self, self.ask, self.num_rounds)
 
 
+def _run(body, step, respond):
+    """Sends answers to the body until it has its estimate: (sums, changes, answers)."""
+    rounds, answers = body(step), []
+    asked = next(rounds)
+    while True:
+        answers.append(respond(asked))
+        try:
+            asked = rounds.send(answers[-1])
+        except StopIteration as end:
+            return *end.value, answers
+
+
 def estimator(
     settings: Settings,
     body: Body,
     make_state: Callable[..., Any],
-    init: Callable[[PyTree], dict[str, Any]],
+    stages: tuple[Directions, ...],
+    sides: tuple[float, ...],
     *,
-    num_values: tuple[int, int],
     asks_params: bool = False,
-    num_rounds: int = 1,
+    keep: Callable[[PyTree], dict[str, Any]] = lambda params: {},
 ) -> Estimator:
-    """Makes an estimator of a body.
+    """Makes an estimator of a body that yields a round for each of its stages.
 
-    Args:
-      settings: as :func:`check_settings` returns them.
-      body: see the module's docstring.
-      make_state: a NamedTuple with fields key, count and log, and those of init.
-      init: params -> what the state keeps beside; raises where params do not fit.
-      num_values: (K, P), of all rounds together.
-      asks_params: whether f(params) is asked.
-      num_rounds: how many rounds body yields.
-
-    Returns:
-      An :class:`Estimator`.
+    Its state has the fields key, count and log, and those of ``keep(params)``.
     """
+    check_settings(settings, asks_params)
+    key, num_rounds = key_data(settings.key), len(stages)
+    num_values = sum(V.num_directions for V in stages), len(sides)
 
-    def init_fn(params):
+    def init(params):
         check_params(params)
+        trees = [jax.tree.structure(direction_shapes(params, V)) for V in stages]
+        if len(set(trees)) > 1:
+            raise ValueError(
+                f"sampler and base must freeze the same leaves, got directions {trees}"
+            )
         return make_state(
-            **init(params),
-            key=jnp.array(settings.key),
+            **keep(params),
+            key=jnp.array(key),
             count=jnp.zeros((), jnp.int32),
             log=init_log(num_values, asks_params, settings.aux_like),
         )
 
-    def step_of(params, updates, state):
-        check_params(params)
-        at_count = lambda number: number_at(number, state.count)
-        return Step(
-            params=params,
-            updates=updates,
-            state=state,
-            settings=settings,
-            key=step_key(state.key, state.count),
-            smoothing=at_count(settings.smoothing),
-            bound=None if settings.clip is None else at_count(settings.clip),
-        )
+    def step_of(updates, state, params):
+        mu = number_at(settings.smoothing, state.count)
+        bound = None if settings.clip is None else number_at(settings.clip, state.count)
+        now = step_key(state.key, state.count)
+        return Step(params, updates, state, settings, now, mu, bound)
 
-    def run(step, respond):
-        rounds, heard = body(step), []
-        asked = next(rounds)
-        while True:
-            answer, raw = respond(asked)
-            heard.append(raw)
-            try:
-                asked = rounds.send(answer)
-            except StopIteration as end:
-                sums, changed = end.value
-                break
-        values = jnp.concatenate([h.values for h in heard])
-        log = update_log(step.state.log, values, heard[0].at_params, heard[0].aux)
-        state = step.state._replace(
-            count=optax.safe_increment(step.state.count), log=log, **changed
-        )
-        return as_gradient(sums, step.params), state
+    def finish(step, respond):
+        sums, changed, answers = _run(body, step, respond)
+        measured = jnp.concatenate([answer.measured for answer in answers])
+        first, state = answers[0], step.state
+        changed["log"] = update_log(state.log, measured, first.at_params, first.aux)
+        changed["count"] = optax.safe_increment(state.count)
+        return as_gradient(sums, step.params), state._replace(**changed)
 
     # Outside of a jitted step these two are programs of their own, compiled once.
     @jax.jit
     def update_told(updates, state, params, values):
-        step = step_of(params, updates, state)
-        return run(step, told(values, step))
+        step = step_of(updates, state, params)
+        return finish(step, telling(values, step))
 
     @jax.jit
-    def ask_after(state, params, values, updates):
-        step = step_of(params, updates, state)
-        rounds, respond = body(step), told(values, step)
+    def ask_after(updates, state, params, values):
+        step = step_of(updates, state, params)
+        rounds, respond = body(step), telling(values, step)
         asked = next(rounds)
         for _ in values:
-            asked = rounds.send(respond(asked)[0])
-        return handed_out(asked, params)
+            asked = rounds.send(respond(asked))
+        return points_of(asked, params)
 
     def ask(state, params, *values, updates=None):
         check_params(params)
@@ -163,32 +147,23 @@ def estimator(
                 f"values must be those of earlier rounds, of {num_rounds} in all, got"
                 f" {len(values)}: tell them to update(values=...)"
             )
-        return ask_after(state, params, values, updates)
+        return ask_after(updates, state, params, by_round(values, len(values)))
 
-    def update_fn(
-        updates,
-        state,
-        params=None,
-        *,
-        value_fn=None,
-        value=None,
-        values=None,
-        **extra_args,
-    ):
+    def update(updates, state, params=None, *, value_fn=None, **extra_args):
         check_params(params)
+        value, values = (extra_args.pop(name, None) for name in RESERVED)
         if (value_fn is None) == (values is None):
-            given = "neither" if values is None else "both"
             raise ValueError(
-                "update needs value_fn=, an objective to call, or values=, those of"
-                f" the points of ask(state, params); got {given}"
+                "update needs value_fn=, an objective to call, or values=, those of the"
+                f" points of ask; got {'neither' if values is None else 'both'}"
             )
         if values is not None:
-            heard = by_round(values, num_rounds)
-            return update_told(updates, state, params, heard)
-        step = step_of(params, updates, state)
-        return run(step, calling(value_fn, value, extra_args, step))
+            return update_told(updates, state, params, by_round(values, num_rounds))
+        step = step_of(updates, state, params)
+        objective = bind_value_fn(value_fn, extra_args, settings.has_aux)
+        return finish(step, calling(objective, value, step))
 
-    return Estimator(init_fn, update_fn, ask, num_rounds)
+    return Estimator(init, update, ask, num_rounds)
 
 
 def followed_by(first: Estimator, *rest: optax.GradientTransformation) -> Estimator:

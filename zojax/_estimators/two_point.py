@@ -1,18 +1,20 @@
 """Two-point gradient estimators: forward, central and without f(theta)."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import optax
 
 from zojax._checks import check_option
-from zojax._directions import Directions, direction_shapes
-from zojax._estimators.differences import DIFFERENCES, check_baseline, sides_of, weigh
+from zojax._directions import Directions
+from zojax._estimators.differences import (
+    DIFFERENCES,
+    check_baseline,
+    sides_of,
+    weigher,
+)
 from zojax._estimators.log import QueryLog
-from zojax._estimators.rounds import Round, check_settings
+from zojax._estimators.rounds import Round, Settings, Shaping
 from zojax._estimators.step import Estimator, estimator, followed_by
 from zojax._numerics import Number, PyTree
 from zojax.perturbations import Sampler, gaussian, rademacher
@@ -22,7 +24,7 @@ class TwoPointState(NamedTuple):
     """State of :func:`two_point`."""
 
     key: jax.Array  # uint32[2], raw words
-    count: jax.Array  # i32[]
+    count: jax.Array  # type: ignore[assignment]  # i32[]
     log: QueryLog
 
 
@@ -34,7 +36,7 @@ def two_point(
     sampler: Sampler | None = None,
     difference: str = "forward",
     clip: Number | None = None,
-    shaping: Callable[[jax.Array], jax.Array] | None = None,
+    shaping: Shaping | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     has_aux: bool = False,
@@ -52,10 +54,8 @@ def two_point(
     The last column counts queries; forward takes K where the caller passes ``value=``.
     All but mean are unbiased as mu -> 0; mean shrinks the expectation by (K-1)/K,
     except with :func:`zojax.perturbations.simplex`, where it is what to use. The
-    result is a gradient, for descent: to maximise, negate value_fn.
-
-    Incoming updates are ignored (they may be None). How an objective is called, or
-    asked for its values from outside, says :class:`zojax.Estimator`.
+    result is a gradient, for descent: to maximise, negate value_fn. How an objective
+    is called, or told from outside, says :class:`zojax.Estimator`.
 
     Args:
       smoothing: mu > 0, in units of params, or a schedule. Rounding bounds it from
@@ -67,10 +67,9 @@ def two_point(
       clip: bound > 0 of each directional derivative, or a schedule; None for none.
         Where |v|^2 = d and K = 1 this is optax.clip_by_global_norm(clip sqrt(d)),
         without another pass over the estimate.
-      shaping: values f[K, P] -> as many values, that weights are made of: ranks,
-        z-scores (as ``lambda y: y / jnp.nanstd(y)``). NaN stands for a value that is
-        not finite, and stays. Not with forward differences. The log keeps the values as
-        they came.
+      shaping: f[K, P] -> f[K, P], applied to the values before a baseline: ranks, or
+        ``lambda y: y / jnp.nanstd(y)``. Values that are not finite come as NaN and stay
+        so. Not with forward differences. The log keeps the values as they came.
       chunk_size: how many directions live at once; None keeps all K in memory, 1 needs
         the memory of one perturbed copy.
       axis_name: mesh axis that the directions are spread over, see
@@ -81,65 +80,38 @@ def two_point(
 
     Returns:
       An :class:`zojax.Estimator` whose update has the structure, shapes and dtypes of
-      params. Query values that are not finite are left out and counted
-      in ``state.log.num_nonfinite``.
+      params. Query values that are not finite are left out and counted in
+      ``state.log.num_nonfinite``.
 
     Raises:
       ValueError: for a static argument out of its range.
 
     Example:
-      >>> import jax, jax.numpy as jnp, optax, zojax
-      >>> opt = optax.chain(zojax.two_point(1e-3, 8, key=0), optax.sgd(0.05))
-      >>> f = lambda x: jnp.sum((x - 1) ** 2)
-      >>> def step(carry, _):
-      ...     x, state = carry
-      ...     updates, state = opt.update(None, state, x, value_fn=f)
-      ...     return (optax.apply_updates(x, updates), state), None
-      >>> x = jnp.zeros(3)
-      >>> (x, _), _ = jax.lax.scan(step, (x, opt.init(x)), length=200)
-      >>> print(x.round(2))
-      [1. 1. 1.]
+      >>> import jax.numpy as jnp, zojax
+      >>> opt, x = zojax.two_point(1e-3, 8, key=0), jnp.ones(4)
+      >>> g, _ = opt.update(None, opt.init(x), x, value_fn=lambda x: x @ x)
+      >>> bool(g @ x > 0)
+      True
 
     Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Section 4.1 (baselines).
     """
     sampler = gaussian() if sampler is None else sampler
     check_option("difference", difference, DIFFERENCES)
-    asks_params = difference == "forward"
-    settings = check_settings(
-        key,
-        smoothing,
-        clip,
-        shaping,
-        chunk_size,
-        axis_name,
-        has_aux,
-        aux_like,
-        asks_params=asks_params,
-    )
-    V = Directions(sampler, settings.key, num_directions)
+    V = Directions(sampler, key, num_directions, chunk_size, axis_name)
     check_baseline("difference", difference, sampler, num_directions)
-    sides = sides_of(difference)
-
-    def init(params):
-        direction_shapes(params, V)  # fails early
-        return {}
+    asks_params, sides = difference == "forward", sides_of(difference)
 
     def body(step):
-        def weights_of(values, at_params):
-            found = weigh(difference, values, at_params, step.smoothing)
-            return step.clipped(found, values)
-
         V = step.directions(sampler, num_directions)
-        answer = yield Round(V, step.smoothing, sides, asks_params, weights_of)
+        weigh = weigher(difference, step)
+        answer = yield Round(V, step.smoothing, sides, asks_params, weigh)
         return answer.sums, {}
 
+    settings = Settings(
+        key, smoothing, clip, shaping, chunk_size, axis_name, has_aux, aux_like
+    )
     return estimator(
-        settings,
-        body,
-        TwoPointState,
-        init,
-        num_values=(num_directions, len(sides)),
-        asks_params=asks_params,
+        settings, body, TwoPointState, (V,), sides, asks_params=asks_params
     )
 
 
@@ -154,12 +126,10 @@ def mezo(
 
         theta <- theta - lr [f(theta + mu v) - f(theta - mu v)] / (2 mu) v
 
-    Two queries a step, the memory of one perturbed copy; both sides start from the
-    untouched params.
+    Two queries a step, both from the untouched params; the memory of one copy.
 
     Args:
-      learning_rate: lr, or a schedule.
-      smoothing: mu > 0, or a schedule.
+      learning_rate, smoothing: lr and mu > 0, or schedules.
       key: a threefry key or an int seed.
       sampler: gaussian() by default, as in the paper; rademacher() is cheaper.
 
@@ -170,21 +140,18 @@ def mezo(
       ValueError: for a static argument out of its range.
 
     Example:
-      >>> import jax.numpy as jnp, optax, zojax
-      >>> opt = zojax.mezo(1e-2, key=0)
-      >>> x, f = jnp.ones(2), lambda x: jnp.sum(x**2)
-      >>> updates, state = opt.update(None, opt.init(x), x, value_fn=f)
-      >>> bool(f(optax.apply_updates(x, updates)) < f(x))
+      >>> import jax.numpy as jnp, zojax
+      >>> opt, x = zojax.mezo(1e-2, key=0), jnp.ones(2)
+      >>> updates, _ = opt.update(None, opt.init(x), x, value_fn=lambda x: x @ x)
+      >>> bool(updates @ x < 0)
       True
 
     Source: arXiv 2305.17333, Algorithm 1.
     """
-    return followed_by(
-        two_point(
-            smoothing, 1, key=key, sampler=sampler, difference="central", chunk_size=1
-        ),
-        optax.scale_by_learning_rate(learning_rate),
+    estimator = two_point(
+        smoothing, 1, key=key, sampler=sampler, difference="central", chunk_size=1
     )
+    return followed_by(estimator, optax.scale_by_learning_rate(learning_rate))
 
 
 def spsa(
@@ -198,11 +165,10 @@ def spsa(
     """SPSA: central differences along random signs, and SGD.
 
     For fair signs 1/v_j = v_j, so Spall's [y+ - y-] / (2 c v_j) is the central
-    estimate. Both gain sequences of SPSA are schedules here.
+    estimate. Both gain sequences are schedules here.
 
     Args:
-      learning_rate: a_t, or a schedule.
-      smoothing: c_t > 0, or a schedule.
+      learning_rate, smoothing: a_t and c_t > 0, or schedules.
       key: a threefry key or an int seed.
       num_directions: K >= 1, estimates averaged in a step.
       sampler: rademacher() by default; restrict(rademacher(), mask) freezes leaves.
@@ -215,22 +181,16 @@ def spsa(
       ValueError: for a static argument out of its range.
 
     Example:
-      >>> import jax.numpy as jnp, optax, zojax
-      >>> opt = zojax.spsa(1e-2, 1e-3, key=0)
-      >>> x, f = jnp.arange(2.0), lambda x: jnp.sum(x**2)
-      >>> updates, state = opt.update(None, opt.init(x), x, value_fn=f)
-      >>> bool(f(optax.apply_updates(x, updates)) < f(x))
+      >>> import jax.numpy as jnp, zojax
+      >>> opt, x = zojax.spsa(1e-2, 1e-3, key=0), jnp.arange(2.0)
+      >>> updates, _ = opt.update(None, opt.init(x), x, value_fn=lambda x: x @ x)
+      >>> bool(updates @ x < 0)
       True
 
     Source: Spall, IEEE Transactions on Automatic Control 37(3), 1992.
     """
-    return followed_by(
-        two_point(
-            smoothing,
-            num_directions,
-            key=key,
-            sampler=rademacher() if sampler is None else sampler,
-            difference="central",
-        ),
-        optax.scale_by_learning_rate(learning_rate),
+    signs = rademacher() if sampler is None else sampler
+    estimator = two_point(
+        smoothing, num_directions, key=key, sampler=signs, difference="central"
     )
+    return followed_by(estimator, optax.scale_by_learning_rate(learning_rate))

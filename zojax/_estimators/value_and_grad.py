@@ -1,19 +1,29 @@
 """A twin of jax.value_and_grad, for trainers that want a gradient of a function."""
 
-from __future__ import annotations
-
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 
 from zojax._checks import check_option
 from zojax._directions import Directions, as_gradient
-from zojax._estimators.differences import DIFFERENCES, check_baseline, sides_of, weigh
+from zojax._estimators.differences import (
+    DIFFERENCES,
+    check_baseline,
+    sides_of,
+    weigher,
+)
 from zojax._estimators.log import moments
-from zojax._estimators.rounds import check_settings, shaped, within
-from zojax._evaluation import estimate, value_at_params
-from zojax._numerics import PyTree
+from zojax._estimators.rounds import (
+    Round,
+    Settings,
+    Shaping,
+    Step,
+    calling,
+    check_settings,
+)
+from zojax._numerics import PyTree, value_dtype
 from zojax._objective import as_objective, check_params
 from zojax.perturbations import Sampler, gaussian
 
@@ -26,7 +36,7 @@ def value_and_grad(
     sampler: Sampler | None = None,
     difference: str = "forward",
     clip: float | None = None,
-    shaping: Callable[[jax.Array], jax.Array] | None = None,
+    shaping: Shaping | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     has_aux: bool = False,
@@ -35,23 +45,18 @@ def value_and_grad(
 
         (params, key, *args, **kwargs) -> (value, estimate)
 
-    The estimate is that of :func:`two_point` for this key, and has no memory: for
-    trainers that call such a function and know nothing of optax's extra args. Fold the
-    step count into the key, or split it; the same key gives the same directions.
+    For trainers that know nothing of optax's extra args. The estimate is that of
+    :func:`two_point`; the same key gives the same directions, so each step needs one.
 
     Args:
       value_fn: (params, *args, **kwargs) -> scalar, or (scalar, aux) with ``has_aux``.
-      smoothing: mu > 0, in units of params.
-      num_directions: K >= 1; >= 2 for mean and leave_one_out.
-      sampler, difference, clip, shaping, chunk_size, axis_name: as in
-        :func:`two_point`.
-      has_aux: whether value_fn returns (value, aux).
+      smoothing, num_directions, sampler, difference, clip, shaping, chunk_size,
+        axis_name, has_aux: as in :func:`two_point`, without schedules.
 
     Returns:
       A function that returns (value, gradient like params), or ((value, aux), gradient)
-      with ``has_aux``. The value is f(params) with forward differences; the others do
-      not ask there, and it is the mean of the finite values at the perturbed points.
-      The aux is that of the first query.
+      with ``has_aux``. The value is f(params) with forward differences, elsewhere the
+      mean of the finite values at the perturbed points; the aux is the first query's.
 
     Raises:
       ValueError: for a static argument out of its range.
@@ -70,35 +75,24 @@ def value_and_grad(
     sampler = gaussian() if sampler is None else sampler
     check_option("difference", difference, DIFFERENCES)
     asks_params, sides = difference == "forward", sides_of(difference)
-    settings = check_settings(
-        0,
-        smoothing,
-        clip,
-        shaping,
-        chunk_size,
-        axis_name,
-        has_aux,
-        None,
-        asks_params=asks_params,
+    settings = Settings(
+        0, smoothing, clip, shaping, chunk_size, axis_name, has_aux, None
     )
-    Directions(sampler, 0, num_directions)  # raises for what does not fit
+    check_settings(settings, asks_params)
+    named = Directions(sampler, 0, num_directions, chunk_size, axis_name)
     check_baseline("difference", difference, sampler, num_directions)
 
     def value_and_estimate(params, key, *args, **kwargs):
         check_params(params)
-        V = Directions(sampler, key, num_directions, chunk_size, axis_name)
+        V = dataclasses.replace(named, key=key)
+        mu = jnp.asarray(smoothing, value_dtype())
+        bound = None if clip is None else jnp.asarray(clip, mu.dtype)
+        step = Step(params, None, None, settings, V.typed_key, mu, bound)
+        asked = Round(V, mu, sides, asks_params, weigher(difference, step))
         objective = as_objective(lambda at: value_fn(at, *args, **kwargs), has_aux)
-        at_params, first_aux = None, None
-        if asks_params:
-            at_params, first_aux = value_at_params(objective, params, None, V.typed_key)
-
-        def weights_of(values):
-            y = shaped(values, settings)
-            return within(clip, weigh(difference, y, at_params, smoothing), y)
-
-        found = estimate(objective, params, V, smoothing, weights_of, sides=sides)
-        value = moments(found.values)[0] if at_params is None else at_params
-        aux = found.aux if first_aux is None else first_aux
-        return (value, aux) if has_aux else value, as_gradient(found.sums, params)
+        answer = calling(objective, None, step)(asked)
+        value = answer.at_params if asks_params else moments(answer.measured)[0]
+        gradient = as_gradient(answer.sums, params)
+        return ((value, answer.aux) if has_aux else value), gradient
 
     return value_and_estimate

@@ -1,17 +1,15 @@
 """ZoAR: averaged baseline and query reuse over the last steps."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
 from zojax import weights
 from zojax._checks import check_flag, check_int, check_option
-from zojax._directions import Directions, direction_like, direction_shapes
+from zojax._directions import Directions, direction_like
 from zojax._estimators.differences import check_zero_sum
-from zojax._estimators.rounds import Round, check_settings
+from zojax._estimators.rounds import Round, Settings, Shaping
 from zojax._estimators.step import Estimator, estimator
 from zojax._estimators.zoar_history import (
     ZoarState,
@@ -37,7 +35,7 @@ def zoar(
     symmetric: bool = False,
     leave_one_out: bool = False,
     clip: Number | None = None,
-    shaping: Callable[[jax.Array], jax.Array] | None = None,
+    shaping: Shaping | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     has_aux: bool = False,
@@ -60,18 +58,13 @@ def zoar(
     history keep the steps small against mu (N lr |grad f| < mu for plain SGD), or
     bounded, as R-AdaZO does.
 
-    Incoming updates are ignored (they may be None). How an objective is called, or
-    asked for its values from outside, says :class:`zojax.Estimator`.
-
     Args:
       smoothing: mu > 0, in units of params, or a schedule; a past step keeps its own.
-        The paper finds 0.01 to 0.1 to work; bfloat16 weights near 1 need 1e-2, see
-        :func:`zojax.check_smoothing`.
+        The paper finds 0.01 to 0.1 to work.
       num_directions: K >= 1; K >= 2 if history_size is 0 and symmetric is False.
-      key: a threefry key (typed or uint32[2]) or an int seed.
       history_size: N >= 0 steps beside the current one; 0 is the mean baseline alone.
-      sampler: a sampler of zojax.perturbations; gaussian() by default, as in the
-        paper. rademacher() is cheaper and has less variance.
+      sampler: gaussian() by default, as in the paper; rademacher() is cheaper and has
+        less variance.
       storage: "sums" keeps (S_n, T_n), 2 (N + 1) vectors; "replay" keeps their 2K
         weights a step and draws the N K past directions again: the same estimate to
         rounding.
@@ -80,25 +73,20 @@ def zoar(
         includes its own samples.
       clip: bound > 0 of the two parts of a directional derivative, (y - m_n) / mu and
         (m_n - b) / mu, or a schedule; None for none.
-      shaping, chunk_size, axis_name, has_aux, aux_like: as in :func:`two_point`.
+      key, shaping, chunk_size, axis_name, has_aux, aux_like: as in :func:`two_point`.
 
     Returns:
-      An :class:`zojax.Estimator` whose update has the structure, shapes and dtypes of
-      params and whose state has fixed shapes. Query values that are not
-      finite never enter the history and are counted in ``state.log.num_nonfinite``.
+      An :class:`zojax.Estimator` whose update looks like params. Query values that are
+      not finite never enter the history.
 
     Raises:
       ValueError: for a static argument out of its range.
 
     Example:
-      >>> import jax.numpy as jnp, optax, zojax
-      >>> opt = optax.chain(zojax.zoar(0.05, 10, key=0), zojax.radazo(1e-2))
-      >>> x, f = jnp.ones(4), lambda x: jnp.sum(x**2)
-      >>> state = opt.init(x)
-      >>> for _ in range(3):
-      ...     updates, state = opt.update(None, state, x, value_fn=f)
-      ...     x = optax.apply_updates(x, updates)
-      >>> bool(f(x) < 4)
+      >>> import jax.numpy as jnp, zojax
+      >>> opt, x = zojax.zoar(0.05, 10, key=0), jnp.ones(4)
+      >>> g, _ = opt.update(None, opt.init(x), x, value_fn=lambda x: x @ x)
+      >>> bool(g @ x > 0)
       True
 
     Source: arXiv 2506.14460, Section 4.1, Algorithm 1.
@@ -108,18 +96,7 @@ def zoar(
     check_option("storage", storage, STORAGES)
     check_flag("symmetric", symmetric)
     check_flag("leave_one_out", leave_one_out)
-    settings = check_settings(
-        key,
-        smoothing,
-        clip,
-        shaping,
-        chunk_size,
-        axis_name,
-        has_aux,
-        aux_like,
-        asks_params=False,
-    )
-    V = Directions(sampler, settings.key, num_directions, chunk_size, axis_name)
+    V = Directions(sampler, key, num_directions, chunk_size, axis_name)
     if history_size == 0 and not symmetric:
         check_int("num_directions", num_directions, 2, " with history_size=0")
     if leave_one_out:
@@ -129,8 +106,7 @@ def zoar(
     keeps_weights = storage == "replay" and history_size > 0
     num_slots = history_size + 1
 
-    def init(params):
-        direction_shapes(params, V)  # fails early
+    def keep(params):
         zeros = lambda *shape: jnp.zeros((num_slots, *shape), value_dtype())
         return {
             "anchors": zeros(),
@@ -169,13 +145,13 @@ def zoar(
         if keeps_sums:
             estimate, changed["sums"] = sum_stored(state, answer.sums, new)
         if keeps_weights:
-            of_run = Directions(
-                sampler, state.key, num_directions, chunk_size, axis_name
+            of_run = dataclasses.replace(V, sampler=sampler, key=state.key)
+            estimate, changed["weights"] = sum_replayed(
+                state, step.params, of_run, answer.sums, new
             )
-            found = sum_replayed(state, step.params, of_run, answer.sums, new)
-            estimate, changed["weights"] = found
         return estimate, {**new.scalars, **changed}
 
-    return estimator(
-        settings, body, ZoarState, init, num_values=(num_directions, len(sides))
+    settings = Settings(
+        key, smoothing, clip, shaping, chunk_size, axis_name, has_aux, aux_like
     )
+    return estimator(settings, body, ZoarState, (V,), sides, keep=keep)

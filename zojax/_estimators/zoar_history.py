@@ -1,8 +1,6 @@
 """The history of ZoAR: N + 1 slots, written in place, and the sum over them."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +19,7 @@ class ZoarState(NamedTuple):
     """
 
     key: jax.Array  # uint32[2], raw words
-    count: jax.Array  # i32[]
+    count: jax.Array  # type: ignore[assignment]  # i32[]
     log: QueryLog
     anchors: jax.Array  # f[N + 1], first finite value of each record
     means: jax.Array  # f[N + 1], mean value of each record, less its anchor
@@ -101,7 +99,7 @@ def sum_replayed(
 ) -> tuple[PyTree, jax.Array]:
     """(Estimate, slots) with past directions drawn again; V has the key of the run."""
     num_slots = len(state.anchors)
-    slots = _store(state.weights, entered.record.weights, state.count)
+    slots = _store(cast(jax.Array, state.weights), entered.record.weights, state.count)
     past, ages = by_age(state.count, num_slots)[1:], jnp.arange(1, num_slots)
     replayed = combine_steps(
         jnp.sum(entered.coefficients[1:, :, None] * slots[past], axis=1),

@@ -1,61 +1,49 @@
 """Directions aligned with a guide that is drawn again from its keys, never held."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from zojax._keys import purpose_key
-from zojax._numerics import PyTree, is_none, reciprocal, wide_dtype, zeros_at
-from zojax.perturbations._lazy import (
-    PerturbedArray,
-    Term,
-    add_term,
-    is_term,
-    materialize,
-)
+from zojax._numerics import PyTree, reciprocal, wide_dtype, zeros_at
+from zojax.perturbations._lazy import PerturbedArray, Term, add_term, materialize
 from zojax.perturbations._noise import fair_signs
 from zojax.perturbations._sampler import Sampler, from_rows
 
 
 class Replayed(NamedTuple):
-    """Aligned directions v_k = x_scale_k x_k + guide_scale_k a, K of one step.
+    """Aligned directions v_k = x_scale_k x_k + guide_scale_k a, K of one step."""
 
-    Attributes:
-      rows: the x_k: at each leaf a Term of K directions, None where frozen.
-      guide: a = sum_j w_j u_j / max|w|, likewise.
-      peak: f[], max|w|; 1 where the guide is zero or not finite.
-      x_scale, guide_scale: f[K].
-    """
-
-    rows: PyTree
-    guide: PyTree
-    peak: jax.Array
-    x_scale: jax.Array
-    guide_scale: jax.Array
+    rows: PyTree  # the x_k: at each leaf a Term of K directions, None where frozen
+    guide: PyTree  # a = sum_j w_j u_j / max|w|, likewise
+    peak: jax.Array  # f[], max|w|; 1 where the guide is zero or not finite
+    x_scale: jax.Array  # f[K]
+    guide_scale: jax.Array  # f[K]
 
 
 def _map_terms(function: Callable, *trees: PyTree) -> PyTree:
     """Maps over leaves, terms and frozen ones (None) among them."""
-    return jax.tree.map(function, *trees, is_leaf=lambda x: is_none(x) or is_term(x))
+    return jax.tree.map(
+        function, *trees, is_leaf=lambda x: x is None or isinstance(x, Term)
+    )
 
 
 def _terms(
     sampler: Sampler, key: jax.Array, num_directions: int, params: PyTree
 ) -> PyTree:
     """All directions, at each leaf one Term with scales of 1."""
-    one = lambda k: sampler.terms(key, k, num_directions, params)
+    terms = cast(Callable[..., PyTree], sampler.terms)  # dap() refuses others
+    one = lambda k: terms(key, k, num_directions, params)
     stacked = jax.vmap(one)(jnp.arange(num_directions))
 
     def leaf(term):  # [K, slices..., 1] -> [slices..., K]
         keys = jnp.moveaxis(term.key, 0, -3)[..., 0, :]
         return Term(keys, jnp.moveaxis(term.scale, 0, -2)[..., 0], term.entries)
 
-    return jax.tree.map(leaf, stacked, is_leaf=is_term)
+    return jax.tree.map(leaf, stacked, is_leaf=lambda x: isinstance(x, Term))
 
 
 def _leaf_products(
@@ -103,18 +91,8 @@ def replay_aligned(
     of x_k and the u_j, whose coefficients need no more than a . a, x_k . a and
     x_k . x_k: one pass over the noise, which holds two slices.
 
-    Args:
-      weights: f[J], of the guide's directions.
-      sampler: of the guide's directions, lazy(...), restricted or not.
-      key: the key that they were asked with.
-      base: of the x_k, lazy(...), restricted to the same leaves.
-      aligned_key: the key of the aligned directions.
-      num_directions: K.
-      params: pytree.
-      fixed_length: as in :func:`zojax.perturbations.aligned`.
-
-    Returns:
-      The directions, for :func:`replayed_sampler` and :func:`combine_replayed`.
+    Weights f[J] are of the guide's directions, asked with ``key``; both samplers are
+    lazy(...), restricted or not, to the same leaves.
 
     Source: arXiv 2510.19975, Algorithm 1; seed replay, arXiv 2305.17333.
     """
@@ -131,9 +109,8 @@ def replay_aligned(
             return None
         if a.num_axes != x.num_axes:
             raise ValueError(
-                "sampler and base must be lazy(...) with the same leaves stacked, got"
-                f" {a.num_axes} and {x.num_axes} axes of slices at a leaf of shape"
-                f" {jnp.shape(p)}"
+                "sampler and base must be lazy(...) with the same leaves stacked, which"
+                f" differ at a leaf of shape {jnp.shape(p)}"
             )
         return _leaf_products(a, x, p)
 
@@ -143,18 +120,13 @@ def replay_aligned(
     )
     length = jnp.sqrt(with_itself)
     along = along * reciprocal(length)  # x_k . a / |a|
-    sign = lambda k: fair_signs(
-        jax.random.fold_in(purpose_key(aligned_key, "aligned"), k), ()
-    )
+    sign_key = purpose_key(aligned_key, "aligned")
+    sign = lambda k: fair_signs(jax.random.fold_in(sign_key, k), ())
     xi = jax.vmap(sign)(jnp.arange(num_directions)).astype(along.dtype)
     x_scale = jnp.ones_like(along)
     if fixed_length:
-        d = sum(
-            p.size
-            for p in jax.tree.leaves(
-                _map_terms(lambda a, p: None if a is None else p, guide, params)
-            )
-        )
+        size = lambda a, p: None if a is None else jnp.size(p)
+        d = sum(jax.tree.leaves(_map_terms(size, guide, params)))
         projected = jnp.sqrt(jnp.maximum(squares - along**2, 0))
         rest = jnp.sqrt(jnp.where(length > 0, max(d - 1, 0), d).astype(along.dtype))
         x_scale = xi * rest * reciprocal(projected)
@@ -167,8 +139,6 @@ def replayed_sampler(directions: Replayed) -> Sampler:
     rows, guide, _, x_scale, guide_scale = directions
 
     def line(key, k, num_directions, params):
-        del key, num_directions
-
         def moved(scale):
             def leaf(x, a, p):
                 if x is None:
@@ -183,19 +153,15 @@ def replayed_sampler(directions: Replayed) -> Sampler:
         return moved
 
     def row(key, k, num_directions, params):
-        zeros = _map_terms(
-            lambda x, p: None if x is None else jnp.zeros_like(p), rows, params
-        )
+        zero = lambda x, p: None if x is None else jnp.zeros_like(p)
+        zeros = _map_terms(zero, rows, params)
         return materialize(line(key, k, num_directions, zeros)(1.0))
 
     return from_rows(row)._replace(line=line, holds_rows=False)
 
 
 def combine_replayed(
-    weights: jax.Array,
-    guide_weight: jax.Array,
-    directions: Replayed,
-    params: PyTree,
+    weights: jax.Array, guide_weight: Any, directions: Replayed, params: PyTree
 ) -> PyTree:
     """sum_k weights_k v_k + guide_weight sum_j w_j u_j, in the memory of the result."""
     of_rows = weights * directions.x_scale

@@ -1,7 +1,5 @@
 """Samplers made from samplers: aligned with a guide, restricted to some leaves."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax
@@ -58,13 +56,12 @@ def aligned(
 
         v = X - (X . a) a / |a|^2 + xi a / |a|,    so (v . a)^2 = |a|^2.
 
-    With ``fixed_length`` the direction also has |v|^2 = d,
+    With ``fixed_length``, w the unit vector of the projected X, also |v|^2 = d:
 
-        v = xi sqrt(d) [sqrt(1 - 1/d) w + a / (|a| sqrt(d))],
+        v = xi sqrt(d) [sqrt(1 - 1/d) w + a / (|a| sqrt(d))].
 
-    w the unit vector of the projected X. The inner product and the norm are global over
-    the tree. Where the guide is zero or not finite, v = X (for fixed length
-    sqrt(d) X / |X|): isotropic, no alignment.
+    Products and norms are global over the tree. Where the guide is zero or not finite,
+    v = X (for fixed length sqrt(d) X / |X|): isotropic, no alignment.
 
     Args:
       guide: pytree like params (at least at trainable leaves), of any finite scale: an

@@ -1,7 +1,5 @@
 """Joint designs: the rows of one key are drawn to go together."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """The entries of a direction: leaves that are perturbed, one index range over them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

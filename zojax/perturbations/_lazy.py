@@ -1,7 +1,5 @@
 """Perturbed parameters that are drawn where they are used."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -17,8 +15,6 @@ from zojax.perturbations._entries import trainable
 from zojax.perturbations._noise import draw_slices
 from zojax.perturbations._placement import placed_like
 from zojax.perturbations._sampler import Sampler, check_entries, from_rows
-
-__all__ = ["PerturbedArray", "lazy", "materialize"]
 
 
 @functools.partial(
@@ -51,7 +47,7 @@ class Term:
         draw = lambda words: draw_slices(self.entries, words, shape)
         return placed_like(like, draw)(self.key[..., t, :]).astype(dtype)
 
-    def times(self, factor: jax.Array) -> Term:
+    def times(self, factor: jax.Array) -> "Term":
         return dataclasses.replace(self, scale=self.scale * factor)
 
 
@@ -79,9 +75,9 @@ def add_term(total: jax.Array, term: Term, dtype: jnp.dtype) -> jax.Array:
 class PerturbedArray:
     """value + scale * v, where the noise v is named by a key and not yet drawn.
 
-    A pytree whose leaves share their first axes: those over slices that draw noise of
-    their own. So ``lax.scan`` and ``vmap`` go through it slice by slice, and
-    ``x[rows]`` picks slices; :func:`materialize` turns what is left into an array.
+    A pytree whose leaves share their first axes, of slices that draw noise of their
+    own. So ``lax.scan`` and ``vmap`` go through it slice by slice, and ``x[i]`` picks
+    slices; :func:`materialize` turns what is left into an array.
 
     Attributes:
       value: f[slices..., ...], the untouched parameter.
@@ -91,7 +87,7 @@ class PerturbedArray:
     value: jax.Array
     terms: tuple[Term, ...]
 
-    def __getitem__(self, rows: Any) -> PerturbedArray:
+    def __getitem__(self, rows: Any) -> "PerturbedArray":
         """Picks along the first axis, which must be one of slices."""
         if self.terms[0].num_axes == 0:
             raise IndexError(
@@ -111,7 +107,7 @@ def materialize(tree: PyTree) -> PyTree:
     """Draws what is lazy in a pytree: value + scale v, rounded once.
 
     Arrays pass as they are, so that a model which materializes each part of its params
-    just before it uses that part takes both kinds.
+    just before it is used takes both kinds.
 
     Args:
       tree: pytree of arrays and :class:`PerturbedArray`.
@@ -121,15 +117,15 @@ def materialize(tree: PyTree) -> PyTree:
 
     Example:
       >>> import jax, jax.numpy as jnp, zojax
-      >>> def model(layers, x):  # layers f[L, n, n]
+      >>> def model(layers):  # f[L, n, n]
       ...     body = lambda x, layer: (x @ zojax.materialize(layer), None)
-      ...     return jnp.sum(jax.lax.scan(body, x, layers)[0])
-      >>> print(model(jnp.stack([jnp.eye(2)] * 3), jnp.ones(2)))  # plain arrays
+      ...     return jnp.sum(jax.lax.scan(body, jnp.ones(2), layers)[0])
+      >>> layers = jnp.stack([jnp.eye(2)] * 3)
+      >>> print(model(layers))  # plain arrays
       2.0
       >>> sampler = zojax.perturbations.lazy(zojax.perturbations.rademacher(), True)
-      >>> values, _ = zojax.evaluate(lambda layers: model(layers, jnp.ones(2)),
-      ...     jnp.stack([jnp.eye(2)] * 3), zojax.Directions(sampler, 0, 1), 1e-3)
-      >>> values.shape
+      >>> V = zojax.Directions(sampler, 0, 1)
+      >>> zojax.evaluate(model, layers, V, 1e-3)[0].shape
       (1, 1)
 
     Source: none; seed replay (arXiv 2305.17333) inside the forward pass.
@@ -154,13 +150,8 @@ def lazy(
 
     With this sampler, an estimator gives value_fn no perturbed copy: trainable leaves
     are :class:`PerturbedArray`, to be drawn with :func:`zojax.materialize` where they
-    are used, for example one layer at a time inside a ``lax.scan`` over layers. The
-    memory of a step is then that of the forward pass.
-
-        def body(x, layer):
-            layer = zojax.materialize(layer)
-            ...
-        x, _ = jax.lax.scan(body, embed[tokens], params["layers"])
+    are used, one layer at a time inside a ``lax.scan`` over layers, say. The memory of
+    a step is then that of the forward pass.
 
     A leaf that is ``stacked`` draws each slice along its first axis from a key of its
     own, as layers under a scan need, or a table of which few rows are used
@@ -181,14 +172,12 @@ def lazy(
         anything but bools or does not fit params.
 
     Example:
-      >>> import jax, jax.numpy as jnp, optax, zojax
+      >>> import jax.numpy as jnp, optax, zojax
       >>> sampler = zojax.perturbations.lazy(zojax.perturbations.rademacher(), True)
-      >>> f = lambda p: jnp.sum(zojax.materialize(p["table"][jnp.array([0, 2])]) ** 2)
-      >>> opt = zojax.mezo(1e-2, key=0, sampler=sampler)
-      >>> params = {"table": jnp.ones((4, 3))}
-      >>> updates, state = opt.update(None, opt.init(params), params, value_fn=f)
-      >>> params = optax.apply_updates(params, updates)
-      >>> bool(f(params) < 6)
+      >>> f = lambda table: jnp.sum(zojax.materialize(table[jnp.array([0, 2])]) ** 2)
+      >>> opt, table = zojax.mezo(1e-2, key=0, sampler=sampler), jnp.ones((4, 3))
+      >>> updates, state = opt.update(None, opt.init(table), table, value_fn=f)
+      >>> bool(f(optax.apply_updates(table, updates)) < f(table))
       True
 
     Source: seed replay, arXiv 2305.17333, Algorithm 1, slice by slice.
@@ -200,7 +189,6 @@ def lazy(
 
     def terms(key, k, num_directions, params):
         """v_k as a Term of one direction at each leaf."""
-        del num_directions
         leaves = trainable(params)
         if not leaves:
             return params

@@ -1,7 +1,5 @@
 """Drawing noise: normals and packed signs, leaf by leaf, slice by slice."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

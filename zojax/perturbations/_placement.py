@@ -1,7 +1,5 @@
 """Noise lies where its leaf lies."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,9 +1,7 @@
 """What a sampler is: the functions that draw a direction, walk along it and sum it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +10,10 @@ from zojax._checks import check_option
 from zojax._numerics import PyTree, contract, is_none, wide_dtype
 
 Design = Literal["independent", "orthogonal", "zero_sum", "joint"]
-DESIGNS = ("independent", "orthogonal", "zero_sum", "joint")
-
+DESIGNS = get_args(Design)
+Row = Callable[[jax.Array, Any, int, PyTree], PyTree]
 Line = Callable[[jax.Array], PyTree]
 """scale -> params + scale v_k, as value_fn gets it."""
-
-
-class Row(Protocol):
-    """(key, k, K, params) -> v_k, row k of V."""
-
-    def __call__(
-        self, key: jax.Array, k: jax.Array | int, num_directions: int, params: PyTree, /
-    ) -> PyTree: ...
 
 
 class Sampler(NamedTuple):
@@ -42,17 +32,16 @@ class Sampler(NamedTuple):
         in at least float32, None at frozen leaves.
       adapt: value_fn -> a value_fn that takes the points of line.
       check: K -> None; raises ValueError for a number of directions that does not fit.
-      design: what is known of the rows of one key together. "independent"; mutually
-        "orthogonal" and of length sqrt(d), for K <= d; "zero_sum"; or "joint", drawn
-        together with no such promise.
-      holds_rows: whether the K rows may be kept in memory between asking and combining.
-        Then line and combine must be those of ``from_rows(row)``.
+      design: what the rows of one key are together: "independent"; "orthogonal" and of
+        length sqrt(d), for K <= d; "zero_sum"; or "joint", with no such promise.
+      holds_rows: whether the K rows may be held between asking and combining. Then line
+        and combine must be those of ``from_rows(row)``.
       entries: (key, shape) -> float32 noise, if the entries of a row are independent;
         what :func:`lazy` and :func:`low_rank` draw from.
       terms: (key, k, K, params) -> v_k by leaf as keys and scales of draws, if it can
         be named without being drawn; what ``dap(storage="replay")`` combines.
-      at_step: (key of the run, step count) -> the sampler of that step, for one that
-        keeps something over several steps, as a subspace; None if all steps are alike.
+      at_step: (key words of the run, step count) -> the sampler of that step, for one
+        that keeps something over several steps, as a subspace.
     """
 
     row: Row
@@ -60,11 +49,11 @@ class Sampler(NamedTuple):
     combine: Callable[[jax.Array, jax.Array, jax.Array, int, PyTree], PyTree]
     adapt: Callable[[Callable[[PyTree], Any]], Callable[[PyTree], Any]]
     check: Callable[[int], None]
-    design: Design
-    holds_rows: bool
-    entries: Callable[[jax.Array, tuple[int, ...]], jax.Array] | None
-    terms: Callable[[jax.Array, Any, int, PyTree], PyTree] | None
-    at_step: Callable[[jax.Array, jax.Array], Sampler] | None
+    design: Design = "independent"
+    holds_rows: bool = True
+    entries: Callable[[jax.Array, tuple[int, ...]], jax.Array] | None = None
+    terms: Callable[[jax.Array, Any, int, PyTree], PyTree] | None = None
+    at_step: "Callable[[jax.Array, jax.Array], Sampler] | None" = None
 
     def __call__(
         self, key: jax.Array, k: jax.Array | int, num_directions: int, params: PyTree
@@ -171,42 +160,32 @@ def from_rows(
     check: Callable[[int], None] = any_number,
     design: Design = "independent",
 ) -> Sampler:
-    """Makes a sampler from a function that draws one row.
-
-    The row has E[v v^T] = I, is a pure function of (key, k), and reads nothing of
-    params but shapes, dtypes and places. It may be drawn under vmap.
+    """Makes a sampler from a function that draws one row, E[v v^T] = I.
 
     Args:
-      row: (key, k, K, params) -> v_k, a pytree like params, None at frozen leaves.
-      check: K -> None; raises ValueError for a number of directions that does not fit.
-      design: what is known of the rows of one key together, see :class:`Sampler`.
+      row: (key, k, K, params) -> v_k, a pytree like params, None at frozen leaves: a
+        pure function of (key, k) and of the shapes and dtypes of params.
+      check, design: as in :class:`Sampler`.
 
     Returns:
-      A sampler whose rows may be held. ``from_rows(lazy(base).row)`` is a sampler of
-      the same rows that does hold them.
+      A sampler whose rows may be held. ``from_rows(lazy(base).row)`` has the rows of
+      lazy(base), held.
 
     Raises:
       ValueError: if row is not callable, or design is not known.
 
     Example:
       >>> import jax, jax.numpy as jnp, zojax
-      >>> def uniform(key, k, num_directions, x):  # variance 1 in each entry
-      ...     return jax.random.uniform(jax.random.fold_in(key, k), x.shape,
-      ...         x.dtype, -(3**0.5), 3**0.5)
-      >>> opt = zojax.two_point(1e-3, 8, key=0,
-      ...     sampler=zojax.perturbations.from_rows(uniform))
-      >>> x = jnp.ones(4)
-      >>> g, _ = opt.update(None, opt.init(x), x, value_fn=lambda x: jnp.sum(x**2))
-      >>> g.shape
+      >>> def laplace(key, k, num_directions, x):  # variance 1 in each entry
+      ...     return jax.random.laplace(jax.random.fold_in(key, k), x.shape) / 2**0.5
+      >>> sampler = zojax.perturbations.from_rows(laplace)
+      >>> sampler(jax.random.key(0), 0, 1, jnp.ones(4)).shape
       (4,)
 
     Source: none; the contract between samplers and queries.
     """
     if not callable(row):
-        raise ValueError(
-            "row must be a function (key, k, num_directions, params) -> direction, got"
-            f" {row!r}"
-        )
+        raise ValueError(f"row must be a function that draws a row, got {row!r}")
     check_option("design", design, DESIGNS)
 
     def line(key, k, num_directions, params):
@@ -217,15 +196,5 @@ def from_rows(
         rows = stacked_rows(row, key, ks, num_directions, params)
         return contract_rows(weights, rows)
 
-    return Sampler(
-        row=row,
-        line=line,
-        combine=combine,
-        adapt=lambda value_fn: value_fn,
-        check=check,
-        design=design,
-        holds_rows=True,
-        entries=None,
-        terms=None,
-        at_step=None,
-    )
+    as_it_is = lambda value_fn: value_fn
+    return Sampler(row, line, combine, as_it_is, check, design)

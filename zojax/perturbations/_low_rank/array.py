@@ -1,7 +1,5 @@
 """An array that is held as a value and two factors."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any

@@ -40,8 +40,13 @@ Rule = Callable[..., Any]
 
 def _replaced(x: LowRankArray, function: Callable, *args: Any) -> LowRankArray:
     """Applies one function of arrays to all three parts; args are one for each."""
-    parts = (x.value, x.a, x.b)
-    return LowRankArray(*map(function, parts, *args), x.scale)
+    value, a, b = map(function, (x.value, x.a, x.b), *args)
+    return LowRankArray(value, a, b, x.scale)
+
+
+def _shape_of(eqn: JaxprEqn) -> Any:
+    """Shape and dtype of the first output."""
+    return eqn.outvars[0].aval
 
 
 def _by_axis(x: LowRankArray, along: tuple, rank: Any) -> tuple[tuple, tuple, tuple]:
@@ -84,7 +89,7 @@ def _dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
     out += [n for n in lhs_names + rhs_names if n not in summed and n not in out]
     r = next(letters)
     of_matrix, of_x = (lhs_names, rhs_names) if left else (rhs_names, lhs_names)
-    _, of_a, of_b = _by_axis(matrix, of_matrix, r)
+    _, of_a, of_b = _by_axis(matrix, tuple(of_matrix), r)
     near, far = (matrix.a, of_a), (matrix.b, of_b)
     if contracted[0] != rows:
         near, far = far, near
@@ -99,7 +104,7 @@ def _dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
         return jnp.einsum(equation, x[0], y[0], precision=precision)
 
     noise = einsum((einsum((x, of_x), near, between), between), far, out)
-    dtype = eqn.outvars[0].aval.dtype
+    dtype = _shape_of(eqn).dtype
     value = jax.lax.dot_general(
         *((matrix.value, x) if left else (x, matrix.value)),
         **{**eqn.params, "preferred_element_type": wide_dtype(dtype)},
@@ -206,7 +211,7 @@ def _gather(eqn: JaxprEqn, x: Any, indices: Any) -> Any:
 
     rows, columns = len(shape) - 2, len(shape) - 1
     if rows in whole and columns in whole:
-        ndim = eqn.outvars[0].aval.ndim
+        ndim = len(_shape_of(eqn).shape)
         if numbers.offset_dims[-2:] != (ndim - 2, ndim - 1):
             return None
         return _replaced(x, gather, _by_axis(x, sizes, rank))

@@ -1,7 +1,5 @@
 """Directions of low rank, which a model applies without a perturbed copy."""
 
-from __future__ import annotations
-
 import functools
 import math
 import string
@@ -55,10 +53,9 @@ def _weighted_products(weights: jax.Array, a: jax.Array, b: jax.Array) -> jax.Ar
 def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
     """Directions of low rank: v = A B^T / sqrt(r) at each matrix, E[v v^T] = I.
 
-    A leaf with two axes or more is a stack of matrices, its last two axes m x n (so a
-    stack of biases is one matrix); A (m x r) and B (n x r) have independent entries,
-    drawn in float32 for each matrix of the stack. Vectors and scalars are drawn whole,
-    as base draws them.
+    A leaf with two axes or more is a stack of matrices, its last two axes m x n; A
+    (m x r) and B (n x r) have independent entries, drawn in float32 for each matrix.
+    Vectors and scalars are drawn whole, as base draws them.
 
     With this sampler, value_fn is not called with a perturbed copy, and needs no change
     for it: its program is traced, and products with a matrix W become
@@ -84,17 +81,13 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
         independent.
 
     Example:
-      >>> import jax, jax.numpy as jnp, optax, zojax
-      >>> sampler = zojax.perturbations.low_rank(1)
-      >>> v = sampler(jax.random.key(0), 0, 1, {"w": jnp.ones((5, 4))})
-      >>> int(jnp.linalg.matrix_rank(v["w"]))
+      >>> import jax, jax.numpy as jnp, zojax
+      >>> sampler, w = zojax.perturbations.low_rank(1), jnp.ones((5, 4))
+      >>> int(jnp.linalg.matrix_rank(sampler(jax.random.key(0), 0, 1, w)))
       1
-      >>> f = lambda p: jnp.mean((jnp.ones((3, 5)) @ p["w"]) ** 2)
-      >>> opt = zojax.two_point(1e-3, 8, key=0, sampler=sampler)
-      >>> params = {"w": jnp.ones((5, 4))}
-      >>> g, _ = opt.update(None, opt.init(params), params, value_fn=f)
-      >>> g["w"].shape
-      (5, 4)
+      >>> V = zojax.Directions(sampler, 0, 8)
+      >>> zojax.evaluate(lambda w: jnp.mean(jnp.ones(5) @ w), w, V, 1e-3)[0].shape
+      (8, 1)
 
     Source: EGGROLL, arXiv 2511.16652; LOZO, arXiv 2410.07698.
     """
@@ -125,8 +118,6 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
         return jax.tree.unflatten(jax.tree.structure(params), new)
 
     def row(key, k, num_directions, params):
-        del num_directions
-
         def leaf_of(key, leaf):
             if jnp.ndim(leaf) < 2:
                 return whole(key, leaf)
@@ -136,8 +127,6 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
         return cast_like(drawn, params)
 
     def line(key, k, num_directions, params):
-        del num_directions
-
         def draws_of(key, leaf):
             return whole(key, leaf) if jnp.ndim(leaf) < 2 else factors(key, leaf)
 
@@ -157,8 +146,6 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
         return moved
 
     def combine(weights, key, ks, num_directions, params):
-        del num_directions
-
         def leaf_of(keys, leaf):
             if jnp.ndim(leaf) < 2:
                 v = jax.vmap(lambda key: whole(key, leaf))(keys)
