@@ -28,14 +28,14 @@ ALLOWED = {
     ),
     "_evaluation": (BASE | ASKING | {"perturbations"}, {"jax", "numpy"}),
     "queries": (ASKING, set()),
-    "_check_smoothing": (BASE | {"perturbations"}, {"jax"}),
+    "_check_smoothing": (BASE | {"_objective", "perturbations"}, {"jax"}),
     "_estimators": (
         BASE | ASKING | {"perturbations", "weights"},
         {"jax", "numpy", "optax"},
     ),
 }
 # What estimators share; beside it each is a file of its own.
-SHARED = {"differences", "log", "rounds", "step", "zoar_history"}
+SHARED = {"log", "rounds", "step"}
 FILES = {
     path.relative_to(ROOT).with_suffix("").as_posix(): path
     for path in sorted(ROOT.rglob("*.py"))

@@ -10,8 +10,13 @@ from zojax._estimators.dap import DapState, dap
 from zojax._estimators.log import QueryLog
 from zojax._estimators.reinforce import ReinforceState, gaussian_log_density, reinforce
 from zojax._estimators.step import Estimator
-from zojax._estimators.two_point import TwoPointState, mezo, spsa, two_point
-from zojax._estimators.value_and_grad import value_and_grad
+from zojax._estimators.two_point import (
+    TwoPointState,
+    mezo,
+    spsa,
+    two_point,
+    value_and_grad,
+)
 from zojax._estimators.zoar import ZoarState, zoar
 from zojax._radazo import ScaleByRadazoState, radazo, scale_by_radazo
 from zojax.perturbations import PerturbedArray, Sampler, materialize

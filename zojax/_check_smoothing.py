@@ -5,8 +5,10 @@ import warnings
 import jax
 import jax.numpy as jnp
 
+from zojax._checks import check_number
 from zojax._keys import canonical_key
 from zojax._numerics import PyTree, is_none, wide_dtype
+from zojax._objective import check_params
 from zojax.perturbations import rademacher
 from zojax.perturbations._sampler import Sampler, check_sampler, perturb
 
@@ -46,6 +48,8 @@ def check_smoothing(
     """
     sampler = rademacher() if sampler is None else sampler
     check_sampler("sampler", sampler)
+    check_params(params)
+    check_number("smoothing", smoothing, 0.0, schedule=False)
     direction = sampler(canonical_key(key), 0, 1, params)
     moved = perturb(params, direction, smoothing)
 

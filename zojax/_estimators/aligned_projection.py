@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from zojax import weights
 from zojax._checks import check_int, check_number, check_option
 from zojax._directions import Directions, dimension, direction_like, map_directions
-from zojax._estimators.differences import AT_PARAMS, sides_of
 from zojax._estimators.log import QueryLog
-from zojax._estimators.rounds import Round, Settings, Shaping
+from zojax._estimators.rounds import AT_PARAMS, Round, Settings, Shaping, sides_of
 from zojax._estimators.step import Estimator, estimator
 from zojax._numerics import Number, PyTree, decayed, normalize, number_at, tree_dot
 from zojax.perturbations import Sampler, from_rows, orthogonal

@@ -8,9 +8,17 @@ import jax.numpy as jnp
 
 from zojax._checks import check_flag, check_int, check_number, check_option
 from zojax._directions import Directions, direction_like
-from zojax._estimators.differences import AT_PARAMS, sides_of, weigher
 from zojax._estimators.log import QueryLog
-from zojax._estimators.rounds import Answer, Body, Round, Settings, Shaping
+from zojax._estimators.rounds import (
+    AT_PARAMS,
+    Answer,
+    Body,
+    Round,
+    Settings,
+    Shaping,
+    sides_of,
+    weigher,
+)
 from zojax._estimators.step import Estimator, estimator
 from zojax._numerics import Number, PyTree, decayed, number_at
 from zojax.perturbations import Sampler, aligned, gaussian, sphere

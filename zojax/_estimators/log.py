@@ -38,6 +38,7 @@ def init_log(shape: tuple[int, int], at_params: bool, aux_like: PyTree) -> Query
     """The log before the first step, of values [K, P]."""
     # Each leaf is a buffer of its own: a state may be donated.
     zeros = lambda shape=(): jnp.zeros(shape, value_dtype())
+    like = lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x))
     return QueryLog(
         query_values=zeros(shape),
         query_mean=zeros(),
@@ -45,9 +46,7 @@ def init_log(shape: tuple[int, int], at_params: bool, aux_like: PyTree) -> Query
         query_best=jnp.full((), jnp.inf, value_dtype()),
         value_at_params=zeros() if at_params else None,
         num_nonfinite=jnp.zeros((), jnp.int32),
-        aux=jax.tree.map(
-            lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), aux_like
-        ),
+        aux=jax.tree.map(like, aux_like),
     )
 
 

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from zojax import weights
 from zojax._checks import check_option
 from zojax._directions import Directions, combine, dimension, map_directions
-from zojax._estimators.differences import check_baseline
 from zojax._estimators.log import QueryLog
-from zojax._estimators.rounds import Round, Settings, Shaping
+from zojax._estimators.rounds import Round, Settings, Shaping, check_baseline
 from zojax._estimators.step import Estimator, estimator
 from zojax._evaluation import ONE_SIDE
 from zojax._numerics import Number, PyTree, tree_dot, wide_dtype

@@ -1,27 +1,101 @@
 """ZoAR: averaged baseline and query reuse over the last steps."""
 
 import dataclasses
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from zojax import weights
 from zojax._checks import check_flag, check_int, check_option
-from zojax._directions import Directions, direction_like
-from zojax._estimators.differences import check_zero_sum
-from zojax._estimators.rounds import Round, Settings, Shaping
+from zojax._directions import Directions, combine_steps, direction_like
+from zojax._estimators.log import QueryLog
+from zojax._estimators.rounds import Round, Settings, Shaping, check_zero_sum
 from zojax._estimators.step import Estimator, estimator
-from zojax._estimators.zoar_history import (
-    ZoarState,
-    enter,
-    sum_replayed,
-    sum_stored,
-)
 from zojax._evaluation import BOTH_SIDES, ONE_SIDE
-from zojax._numerics import Number, PyTree, number_at, value_dtype
+from zojax._numerics import Number, PyTree, contract, number_at, on_cpu, value_dtype
 from zojax.perturbations import Sampler, gaussian
 
 STORAGES = ("sums", "replay")
+
+
+class ZoarState(NamedTuple):
+    """State of :func:`zojax.zoar`: N + 1 slots, step n in slot n mod (N + 1).
+
+    N = history_size; a step is written to its slot before the slots are read, so that
+    a donated history is updated in place.
+    """
+
+    key: jax.Array  # uint32[2], raw words
+    count: jax.Array  # type: ignore[assignment]  # i32[]
+    log: QueryLog
+    anchors: jax.Array  # f[N + 1], first finite value of each record
+    means: jax.Array  # f[N + 1], mean value of each record, less its anchor
+    num_finite: jax.Array  # i32[N + 1], finite values of each record; 0: empty slot
+    sums: PyTree  # "sums": leaves f[N + 1, 2, ...], (S, T) of each record; else None
+    weights: jax.Array | None  # "replay": f[N + 1, 2, K], of (S, T); else None
+
+
+class _Entered(NamedTuple):
+    """A step's record, and what it changes in the weights of a history."""
+
+    record: weights.Record
+    scalars: dict[str, jax.Array]  # the new anchors, means and num_finite
+    coefficients: jax.Array  # f[N + 1, 2], of each (S, T), in order of age
+
+
+def _by_age(count: jax.Array, num_slots: int) -> jax.Array:
+    """Slots in order of age, this step's first; of slots, the age: its own inverse."""
+    return (count % num_slots - jnp.arange(num_slots)) % num_slots
+
+
+def _store(slots: jax.Array, new: jax.Array, count: jax.Array) -> jax.Array:
+    slot = count % slots.shape[0]
+    return jax.lax.dynamic_update_index_in_dim(slots, new, slot, 0)
+
+
+def _enter(state: ZoarState, record: weights.Record, **options: Any) -> _Entered:
+    """Enters a step's record; options are those of weights.history, by age."""
+    scalars = {
+        "anchors": _store(state.anchors, record.anchor, state.count),
+        "means": _store(state.means, record.mean, state.count),
+        "num_finite": _store(state.num_finite, record.num_finite, state.count),
+    }
+    order = _by_age(state.count, len(state.anchors))
+    ordered = (x[order] for x in scalars.values())
+    return _Entered(record, scalars, weights.history(*ordered, **options))
+
+
+def _sum_stored(
+    state: ZoarState, sums: PyTree, entered: _Entered
+) -> tuple[PyTree, PyTree]:
+    """(Estimate, slots) with the step's sums written to its slot."""
+    store = lambda slots, new: _store(slots, new, state.count)
+    write = lambda slots, new: jax.tree.map(store, slots, new)
+    # An empty record weighs nothing, written or not. On a CPU XLA would copy the
+    # history to write a slot that is read right after, unless under a condition; for
+    # that a GPU would wait for its host.
+    if on_cpu():
+        keep = lambda slots, new: slots
+        found = entered.record.num_finite > 0
+        slots = jax.lax.cond(found, write, keep, state.sums, sums)
+    else:
+        slots = write(state.sums, sums)
+    of_slots = entered.coefficients[_by_age(state.count, len(state.anchors))]
+    return jax.tree.map(lambda leaf: contract(of_slots, leaf, 2), slots), slots
+
+
+def _sum_replayed(
+    state: ZoarState, params: PyTree, V: Directions, sums: PyTree, entered: _Entered
+) -> tuple[PyTree, jax.Array]:
+    """(Estimate, slots) with past directions drawn again; V has the key of the run."""
+    num_slots = len(state.anchors)
+    slots = _store(cast(jax.Array, state.weights), entered.record.weights, state.count)
+    past, ages = _by_age(state.count, num_slots)[1:], jnp.arange(1, num_slots)
+    of_steps = jnp.sum(entered.coefficients[1:, :, None] * slots[past], axis=1)
+    steps = jnp.maximum(state.count - ages, 0)
+    replayed = combine_steps(of_steps, params, V, steps)
+    return jax.tree.map(jnp.add, sums, replayed), slots
 
 
 def zoar(
@@ -130,7 +204,7 @@ def zoar(
         def entered(values):
             at = jnp.asarray(sides, values.dtype)
             record = weights.record(values, at, mu, step.bound)
-            return enter(state, record, leave_one_out=leave_one_out, limits=limits)
+            return _enter(state, record, leave_one_out=leave_one_out, limits=limits)
 
         def weigh(values, _):
             new = entered(values)
@@ -143,10 +217,10 @@ def zoar(
         answer = yield Round(V, mu, sides, weigh=weigh)
         new, estimate, changed = entered(answer.values), answer.sums, {}
         if keeps_sums:
-            estimate, changed["sums"] = sum_stored(state, answer.sums, new)
+            estimate, changed["sums"] = _sum_stored(state, answer.sums, new)
         if keeps_weights:
             of_run = dataclasses.replace(V, sampler=sampler, key=state.key)
-            estimate, changed["weights"] = sum_replayed(
+            estimate, changed["weights"] = _sum_replayed(
                 state, step.params, of_run, answer.sums, new
             )
         return estimate, {**new.scalars, **changed}

@@ -1,4 +1,4 @@
-"""The entries of a direction: leaves that are perturbed, one index range over them."""
+"""The entries of a direction: which leaves, one index range over them, and where."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from zojax._numerics import PyTree
-from zojax.perturbations._placement import placed_like
 
 
 def trainable(params: PyTree) -> list[tuple[str, Any]]:
@@ -54,3 +53,24 @@ def by_index(
         leaves.append(entry(index_at(leaf, start), jnp.result_type(leaf)))
         start += math.prod(jnp.shape(leaf))
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def placed_like(
+    array: Any, function: Callable[..., jax.Array], num_axes: int = 0
+) -> Callable[..., jax.Array]:
+    """function, with its result where the array lies, if its type says where.
+
+    On explicit axes of the mesh in force noise would otherwise have the type of its
+    key, and every device draw it whole. The result may have so many axes more than the
+    array, before its.
+    """
+    sharding = jax.typeof(array).sharding
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not any(sharding.spec):
+        return function
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = tuple(n for n, t in kinds if t == jax.sharding.AxisType.Explicit)
+    spec = jax.sharding.PartitionSpec(*[None] * num_axes, *sharding.spec)
+    return jax.sharding.auto_axes(
+        function, axes=explicit, out_sharding=sharding.update(spec=spec)
+    )

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from zojax._keys import leaf_keys, slice_keys
 from zojax._numerics import PyTree, wide_dtype
 from zojax.perturbations._composed import broadcast_mask, check_mask
-from zojax.perturbations._entries import trainable
+from zojax.perturbations._entries import placed_like, trainable
 from zojax.perturbations._noise import draw_slices
-from zojax.perturbations._placement import placed_like
 from zojax.perturbations._sampler import Sampler, check_entries, from_rows
 
 

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from zojax._keys import KEY_IMPL, leaf_keys
 from zojax._numerics import PyTree, on_cpu, wide_dtype
-from zojax.perturbations._entries import trainable
-from zojax.perturbations._placement import placed_like
+from zojax.perturbations._entries import placed_like, trainable
 
 
 def draw_slices(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from zojax._numerics import wide_dtype
-from zojax.perturbations._placement import placed_like
+from zojax.perturbations._entries import placed_like
 
 HIGHEST = jax.lax.Precision.HIGHEST
 

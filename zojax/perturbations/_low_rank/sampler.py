@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from zojax._checks import check_int
 from zojax._keys import leaf_keys
 from zojax._numerics import contract, wide_dtype
-from zojax.perturbations._entries import cast_like, trainable
+from zojax.perturbations._entries import cast_like, placed_like, trainable
 from zojax.perturbations._independent import gaussian
 from zojax.perturbations._low_rank.array import (
     HIGHEST,
@@ -19,7 +19,6 @@ from zojax.perturbations._low_rank.array import (
     product,
 )
 from zojax.perturbations._low_rank.interpreter import of_factors
-from zojax.perturbations._placement import placed_like
 from zojax.perturbations._sampler import Sampler, check_entries, from_rows
 
 # So many outer products are added elementwise, which fuses with the update of params
