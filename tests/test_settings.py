@@ -309,6 +309,16 @@ def test_a_trainer_that_knows_only_gradients():
     np.testing.assert_allclose(after["w"], 1, atol=0.1)
 
 
+def test_the_twin_hands_out_query_keys():
+    """To a value_fn that names them and was given none."""
+    draw = lambda p, scale, query_key: scale * jax.random.uniform(query_key)
+    twin = zojax.value_and_grad(draw, MU, 4, difference="mean")
+    _, g = twin(PARAMS, 0, 3.0)
+    assert float(optax.tree.norm(g)) > 0
+    _, g = twin(PARAMS, 0, 3.0, query_key=jax.random.key(1))
+    assert float(optax.tree.norm(g)) == 0
+
+
 def test_the_twin_checks_its_arguments():
     for options, match in (
         ({"difference": "none"}, "difference must be one of"),

@@ -86,19 +86,23 @@ def bind_value_fn(
     return Objective(call, takes_key, has_aux)
 
 
-def as_objective(value_fn: Callable[..., Any] | Objective, has_aux: bool) -> Objective:
-    """An objective from a value_fn of params, and perhaps of ``query_key``."""
+def as_objective(
+    value_fn: Callable[..., Any] | Objective, has_aux: bool, *args: Any, **kwargs: Any
+) -> Objective:
+    """An objective from value_fn(params, *args, **kwargs), which may name query_key."""
     if isinstance(value_fn, Objective):
         return value_fn
     if not callable(value_fn):
         raise ValueError(f"value_fn must be callable, got {value_fn!r}")
     try:
-        takes_key = "query_key" in inspect.signature(value_fn).parameters
+        named = set(inspect.signature(value_fn).parameters)
     except (TypeError, ValueError):  # a builtin, say
-        takes_key = False
+        named = set()
+    takes_key = "query_key" in named - set(kwargs)
 
     def call(at, query_key):
-        return value_fn(at, query_key=query_key) if takes_key else value_fn(at)
+        own = {"query_key": query_key} if takes_key else {}
+        return value_fn(at, *args, **kwargs, **own)
 
     return Objective(call, takes_key, has_aux)
 

@@ -8,7 +8,6 @@ elsewhere to rounding. ``--level`` is XLA's optimization level (0 compiles faste
 """
 
 import argparse
-
 import functools
 import sys
 from pathlib import Path
@@ -53,9 +52,10 @@ def objective(params):
 
 
 def guide():
-    return {name: jnp.asarray(np.sin(3 * leaf), jnp.float32) for name, leaf in (
-        (name, PARAMS[name]) for name in SHAPES
-    )}
+    return {
+        name: jnp.asarray(np.sin(3 * leaf), jnp.float32)
+        for name, leaf in ((name, PARAMS[name]) for name in SHAPES)
+    }
 
 
 SAMPLERS = {
@@ -128,8 +128,15 @@ def cases():
     replay = {"storage": "replay", "sampler": SAMPLERS["lazy"]}
     stacked = {"storage": "replay", "sampler": SAMPLERS["lazy stacked"]}
     add("dap, replay", dap, K, base=SAMPLERS["lazy stacked"], **stacked)
-    add("dap, replay, averaged", dap, K, combine="average", base=SAMPLERS["lazy"],
-        fixed_length=True, **replay)
+    add(
+        "dap, replay, averaged",
+        dap,
+        K,
+        combine="average",
+        base=SAMPLERS["lazy"],
+        fixed_length=True,
+        **replay,
+    )
 
     for kind in ("forward", "central"):
         add(f"projection, {kind}", zojax.aligned_projection, K, difference=kind)

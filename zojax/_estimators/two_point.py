@@ -266,7 +266,7 @@ def value_and_grad(
         bound = None if clip is None else jnp.asarray(clip, mu.dtype)
         step = Step(params, None, None, settings, V.typed_key, mu, bound)
         asked = Round(V, mu, sides, asks_params, weigher(difference, step))
-        objective = as_objective(lambda at: value_fn(at, *args, **kwargs), has_aux)
+        objective = as_objective(value_fn, has_aux, *args, **kwargs)
         answer = calling(objective, None, step)(asked)
         value = answer.at_params if asks_params else moments(answer.measured)[0]
         gradient = as_gradient(answer.sums, params)
