@@ -10,7 +10,7 @@ import pytest
 
 import zojax
 from zojax import _numerics, perturbations
-from zojax._estimators import zoar_history
+from zojax._estimators import zoar as module
 
 KEY = 11
 GAUSSIAN = perturbations.gaussian()
@@ -153,7 +153,7 @@ def test_estimates_equal_the_definition(kwargs):
 
 
 def test_estimates_equal_the_definition_as_an_accelerator_computes_them(monkeypatch):
-    for where in (_numerics, zoar_history):
+    for where in (_numerics, module):
         monkeypatch.setattr(where, "on_cpu", lambda: False)
     u = directions(GAUSSIAN, T, K, jnp.zeros(D))
     mus = [SCHEDULE(t) for t in range(T)]
