@@ -94,8 +94,8 @@ def aligned_projection(
     check_number("decay", decay, 0.0, 1.0, low_ok=True)
     check_option("difference", difference, AT_PARAMS)
     asks_params = difference == "forward"
-    V = Directions(sampler, key, num_directions, chunk_size, axis_name)
     check_int("num_directions", num_directions, 2)
+    V = Directions(sampler, key, num_directions, chunk_size, axis_name)
     if sampler.design != "orthogonal":
         raise ValueError(
             "sampler must be a design of orthogonal directions, orthogonal() or"
