@@ -24,19 +24,19 @@ def check_smoothing(
     """Warns if the rounding of params swallows the perturbation.
 
     Measures <round(theta + mu v) - theta, v> / (mu |v|^2), the share of a perturbation
-    that the parameters' dtype can hold: 1 if nothing is lost. Around weights near 1, mu
-    should be at least about 1e-2 in bfloat16, 1e-3 in float16 and 1e-6 in float32. For
-    use outside jit, once, before a run.
+    that the dtype can hold: 1 if nothing is lost. Near weights of 1, mu should be 1e-2
+    or more in bfloat16, 1e-3 in float16, 1e-6 in float32. For use once, outside jit.
 
     Args:
-      params: pytree of parameters at their true scale.
-      smoothing: mu, in units of params.
-      key: a key or an int seed.
-      sampler: rademacher() by default.
+      params, smoothing: pytree at its true scale, and mu > 0, in units of params.
+      key, sampler: a key or an int seed; rademacher() by default.
       minimum: the share below which a UserWarning is issued.
 
     Returns:
       The share, a float.
+
+    Raises:
+      ValueError: for an argument out of its range.
 
     Example:
       >>> import jax.numpy as jnp, zojax

@@ -15,10 +15,7 @@ def check_number(
     low_ok: bool = False,
     schedule: bool = True,
 ) -> None:
-    """Raises unless low < value < high (low <= value with ``low_ok``).
-
-    Schedules and traced values are not known here and pass.
-    """
+    """Raises unless low < value < high (low <= value: ``low_ok``), if it is known."""
     if isinstance(value, jax.core.Tracer) or (schedule and callable(value)):
         return
     accepted = f"a number {'>=' if low_ok else '>'} {low:g}"
@@ -37,9 +34,10 @@ def check_int(name: str, value: Any, minimum: int, why: str = "") -> None:
     """Raises unless value is a Python or numpy int >= minimum."""
     is_int = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not is_int or value < minimum:
-        hint = ""
-        if isinstance(value, jax.Array):
-            hint = "; under optax.inject_hyperparams name it in static_args"
+        array = isinstance(value, jax.Array)
+        hint = (
+            "; under optax.inject_hyperparams name it in static_args" if array else ""
+        )
         raise ValueError(
             f"{name} must be an int >= {minimum}{why}, got {value!r}{hint}"
         )
@@ -62,6 +60,5 @@ def check_spreading(chunk_size: int | None, axis_name: str | None) -> None:
     if chunk_size is not None:
         check_int("chunk_size", chunk_size, 1, " or None")
     if axis_name is not None and not isinstance(axis_name, str):
-        raise ValueError(
-            f"axis_name must be the name of a mesh axis or None, got {axis_name!r}"
-        )
+        accepted = "the name of a mesh axis or None"
+        raise ValueError(f"axis_name must be {accepted}, got {axis_name!r}")

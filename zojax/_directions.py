@@ -1,14 +1,13 @@
 """V, the matrix of perturbation directions: named by a key, never held as a whole.
 
-Row k of V is a pure function of (key, k). :func:`combine` returns V^T w: with a chunk
-size rows are drawn again, so that only that many are alive at once, and with an axis
-name each device of a mesh axis draws only its own. Chunk size, jit and devices never
-change the random stream.
+With a chunk size rows are drawn again where they are summed, so that only so many are
+alive at once; with an axis name each device of a mesh axis draws only its own. Neither
+changes the random stream.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +17,7 @@ from zojax._keys import canonical_key, step_key
 from zojax._mesh_axis import over, zeros_beside
 from zojax._numerics import PyTree, is_none, wide_dtype
 from zojax._objective import check_params
-from zojax.perturbations._sampler import (
-    Sampler,
-    check_sampler,
-    map_leading,
-    perturb,
-    sampler_at,
-)
+from zojax.perturbations import _sampler as samplers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashable, as a key is not
@@ -35,8 +28,7 @@ class Directions:
       sampler: how row k is drawn from (key, k), see zojax.perturbations.
       key: a threefry key (typed or uint32[2]) or an int seed; held typed.
       num_directions: K >= 1.
-      chunk_size: how many rows live at once; None for all, 1 for the memory of one
-        perturbed copy.
+      chunk_size: how many rows live at once; None for all.
       axis_name: mesh axis that the rows are spread over, K/n to a device: an axis of
         shard_map, or of the mesh in force (jax.set_mesh). None for none.
 
@@ -46,31 +38,25 @@ class Directions:
     Example:
       >>> import jax.numpy as jnp, zojax
       >>> V = zojax.Directions(zojax.perturbations.rademacher(), 0, 3)
-      >>> f = lambda x: jnp.sum(x)
-      >>> zojax.evaluate(f, jnp.zeros(4), V, smoothing=0.1)[0].shape
+      >>> zojax.evaluate(jnp.sum, jnp.zeros(4), V, smoothing=0.1)[0].shape
       (3, 1)
 
     Source: seed replay, arXiv 2305.17333.
     """
 
-    sampler: Sampler
-    key: jax.Array | int
+    sampler: samplers.Sampler
+    key: Any
     num_directions: int
     chunk_size: int | None = None
     axis_name: str | None = None
 
     def __post_init__(self) -> None:
         """Checks, and makes the key a typed one."""
-        check_sampler("sampler", self.sampler)
+        samplers.check_sampler("sampler", self.sampler)
         check_int("num_directions", self.num_directions, 1)
         check_spreading(self.chunk_size, self.axis_name)
         self.sampler.check(self.num_directions)
         object.__setattr__(self, "key", canonical_key(self.key))
-
-    @property
-    def typed_key(self) -> jax.Array:
-        """The key, as it is held."""
-        return cast(jax.Array, self.key)
 
     def _at(self, key: jax.Array) -> "Directions":
         """The same rows, their key an argument of a program of one device."""
@@ -80,8 +66,7 @@ class Directions:
 def check_directions(directions: Directions) -> None:
     """Raises unless the argument is a V."""
     if not isinstance(directions, Directions):
-        accepted = "a zojax.Directions(sampler, key, num_directions)"
-        raise ValueError(f"directions must be {accepted}, got {directions!r}")
+        raise ValueError(f"directions must be a zojax.Directions, got {directions!r}")
 
 
 def direction_shapes(
@@ -139,10 +124,10 @@ def map_directions(
     def apply(params, key):
         ks = spread.own_ks(V.num_directions)
         of_row = lambda k: function(V.sampler.row(key, k, V.num_directions, params))
-        results = map_leading(of_row, ks, len(ks), V.chunk_size)
+        results = samplers.map_leading(of_row, ks, len(ks), V.chunk_size)
         return spread.from_all(results, V.num_directions)
 
-    return spread.run(apply, params, V.typed_key)
+    return spread.run(apply, params, V.key)
 
 
 def drop_non_finite(tree: PyTree) -> PyTree:
@@ -155,7 +140,7 @@ def _own_sum(weights: jax.Array, params: PyTree, V: Directions) -> PyTree:
     spread, number = over(V.axis_name), V.num_directions
     ks, mine = spread.own_ks(number), spread.own(weights)
     if V.chunk_size is None or V.chunk_size >= len(ks):
-        return V.sampler.combine(mine, V.typed_key, ks, number, params)
+        return V.sampler.combine(mine, V.key, ks, number, params)
 
     # Rows beyond K/n, where it is no multiple of the chunk, are drawn with weight zero.
     size = V.chunk_size
@@ -167,11 +152,11 @@ def _own_sum(weights: jax.Array, params: PyTree, V: Directions) -> PyTree:
         start = chunk * size
         some = jax.lax.dynamic_slice_in_dim(padded, start, size, axis=-1)
         chunk_ks = ks[0] + start + jnp.arange(size)
-        part = V.sampler.combine(some, V.typed_key, chunk_ks, number, params)
+        part = V.sampler.combine(some, V.key, chunk_ks, number, params)
         return jax.tree.map(jnp.add, sums, part), None
 
     like = direction_shapes(params, V, weights.shape[:-1])
-    zeros = zeros_beside(like, params, mine, ks, jax.random.key_data(V.typed_key))
+    zeros = zeros_beside(like, params, mine, ks, jax.random.key_data(V.key))
     return jax.lax.scan(add_chunk, zeros, jnp.arange(num_chunks))[0]
 
 
@@ -191,8 +176,7 @@ def combine(weights: jax.Array, params: PyTree, directions: Directions) -> PyTre
     """Recombines directions: V^T w = sum_k w_k v_k.
 
     Args:
-      weights: f[..., K].
-      params: pytree that the directions are drawn for; its values are not read.
+      weights, params: f[..., K], and a pytree whose values are not read.
       directions: V, as the values were asked along.
 
     Returns:
@@ -214,10 +198,8 @@ def combine(weights: jax.Array, params: PyTree, directions: Directions) -> PyTre
     weights = checked_weights(weights, directions, None)
     V, spread = directions, over(directions.axis_name)
 
-    def add(weights, params, key):
-        return spread.total(_own_sum(weights, params, V._at(key)))
-
-    return drop_non_finite(spread.run(add, weights, params, V.typed_key))
+    add = lambda w, params, key: spread.total(_own_sum(w, params, V._at(key)))
+    return drop_non_finite(spread.run(add, weights, params, V.key))
 
 
 def combine_steps(
@@ -232,7 +214,7 @@ def combine_steps(
     def add(weights, params, words, steps):
         def add_step(sums, step):
             step_weights, count = step
-            then = sampler_at(V.sampler, words, count), step_key(words, count)
+            then = samplers.sampler_at(V.sampler, words, count), step_key(words, count)
             of_step = dataclasses.replace(V, sampler=then[0], key=then[1])
             part = _own_sum(step_weights, params, of_step)
             return jax.tree.map(jnp.add, sums, part), None
@@ -242,7 +224,7 @@ def combine_steps(
         zeros = zeros_beside(like, params, weights, words, steps, ks)
         return spread.total(jax.lax.scan(add_step, zeros, (weights, steps))[0])
 
-    words = jax.random.key_data(V.typed_key)
+    words = jax.random.key_data(V.key)
     return drop_non_finite(spread.run(add, weights, params, words, jnp.asarray(steps)))
 
 
@@ -256,8 +238,7 @@ def add_directions(
     does (w = -lr times the weights), rounded to the dtype of params K times.
 
     Args:
-      params: pytree.
-      weights: f[K], learning rate and sign included.
+      params, weights: pytree, and f[K], learning rate and sign included.
       directions: V, as the values were asked along, on no mesh axis.
 
     Returns:
@@ -268,11 +249,10 @@ def add_directions(
 
     Example:
       >>> import jax.numpy as jnp, zojax
-      >>> x, f, mu = jnp.ones(3), lambda x: jnp.sum(x**2), 1e-2
-      >>> V = zojax.Directions(zojax.perturbations.rademacher(), 0, 4, chunk_size=1)
-      >>> y, _ = zojax.evaluate(f, x, V, mu, sides=(1.0, -1.0))
-      >>> w = zojax.weights.central(y[:, 0], y[:, 1], mu)
-      >>> bool(f(zojax.queries.add_directions(x, -0.1 * w, V)) < f(x))
+      >>> V = zojax.Directions(zojax.perturbations.rademacher(), 0, 2)
+      >>> x, w = jnp.zeros(3), jnp.array([1.0, -0.5])
+      >>> moved = zojax.queries.add_directions(x, w, V)
+      >>> bool((moved == zojax.combine(w, x, V)).all())
       True
 
     Source: seed replay, arXiv 2305.17333, Algorithm 1, over K directions.
@@ -285,8 +265,8 @@ def add_directions(
     kept = lambda new, old: jnp.where(jnp.isfinite(new), new, old)
 
     def add(params, one):
-        row = V.sampler.row(V.typed_key, one[0], V.num_directions, params)
-        return jax.tree.map(kept, perturb(params, row, one[1]), params), None
+        row = V.sampler.row(V.key, one[0], V.num_directions, params)
+        return jax.tree.map(kept, samplers.perturb(params, row, one[1]), params), None
 
     params = jax.tree.map(jnp.asarray, params)
     return jax.lax.scan(add, params, (jnp.arange(V.num_directions), weights))[0]
@@ -296,19 +276,16 @@ def as_gradient(sums: PyTree, params: PyTree) -> PyTree:
     """Casts sums to a gradient like params: zero at frozen leaves, always finite.
 
     Args:
-      sums: what :func:`combine` or :func:`estimate` returns, without leading axes.
-      params: pytree.
+      sums, params: what :func:`combine` returns, without leading axes; pytree.
 
     Returns:
-      A pytree with the structure, shapes and dtypes of params. What does not fit the
-      dtype saturates at its largest finite number.
+      A pytree like params. What does not fit a dtype saturates at its largest number.
 
     Example:
       >>> import jax.numpy as jnp, zojax
-      >>> sums = {"head": jnp.ones(2), "body": None}
-      >>> params = {"head": jnp.ones(2, jnp.bfloat16), "body": jnp.ones(3)}
-      >>> g = zojax.as_gradient(sums, params)
-      >>> g["head"].dtype.name, g["body"].tolist()
+      >>> params = jnp.ones(2, jnp.bfloat16), jnp.ones(3)
+      >>> head, body = zojax.as_gradient((jnp.ones(2), None), params)
+      >>> head.dtype.name, body.tolist()
       ('bfloat16', [0.0, 0.0, 0.0])
 
     Source: none; the contract between estimators and optax.

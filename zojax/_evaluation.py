@@ -1,7 +1,7 @@
 """Asking the objective along directions: by calling it, or by handing out the points.
 
-:func:`evaluate` asks for y_kp = f(theta + mu s_p v_k), the only way to call f;
-:func:`estimate` also weighs and sums. :func:`points` hands out what evaluate would ask.
+:func:`evaluate` calls f along V, :func:`estimate` also weighs and sums, and
+:func:`points` hands out what evaluate would ask.
 """
 
 from collections.abc import Callable
@@ -23,31 +23,19 @@ from zojax._keys import purpose_key
 from zojax._mesh_axis import over
 from zojax._numerics import PyTree, value_dtype
 from zojax._objective import Objective, answer_of, as_objective, check_params
+from zojax.perturbations import _sampler as samplers
 from zojax.perturbations import materialize
-from zojax.perturbations._sampler import (
-    Line,
-    contract_rows,
-    map_leading,
-    perturb,
-    stacked_rows,
-)
 
 ONE_SIDE = (1.0,)
 BOTH_SIDES = (1.0, -1.0)
 
 
 class Estimate(NamedTuple):
-    """What :func:`estimate` returns.
+    """What :func:`estimate` returns."""
 
-    Attributes:
-      sums: V^T w, as :func:`combine` returns it.
-      values: f[K, P], the query values.
-      aux: the aux of query (0, 0), or None.
-    """
-
-    sums: PyTree
-    values: jax.Array
-    aux: PyTree
+    sums: PyTree  # V^T w, as combine returns it
+    values: jax.Array  # f[K, P], the query values
+    aux: PyTree  # of query (0, 0), or None
 
 
 def value_at_params(
@@ -79,7 +67,7 @@ def _asked_along(
     V: Directions,
     smoothing: Any,
     sides: tuple[float, ...],
-    line_of: Callable[[Any], Line],
+    line_of: Callable[[Any], samplers.Line],
     which: PyTree,
 ) -> tuple[jax.Array, PyTree]:
     """Values [K, P] along this device's lines, and the aux of query (0, 0), on all.
@@ -92,15 +80,17 @@ def _asked_along(
         # Both sides of a direction share a key.
         query_key = None
         if objective.takes_key:
-            query_key = jax.random.fold_in(purpose_key(V.typed_key, "query"), one[-1])
+            query_key = jax.random.fold_in(purpose_key(V.key, "query"), one[-1])
         call = V.sampler.adapt(lambda point: objective.call(point, query_key))
         line = line_of(one)
         at = lambda scale: answer_of(call(line(scale)), objective.has_aux)
         # In chunks the sides take turns: one perturbed copy a direction.
         at_once = None if V.chunk_size is None else 1
-        return map_leading(at, scales, len(sides), at_once)
+        return samplers.map_leading(at, scales, len(sides), at_once)
 
-    values, aux = map_leading(values_along, which, len(which[-1]), V.chunk_size)
+    values, aux = samplers.map_leading(
+        values_along, which, len(which[-1]), V.chunk_size
+    )
     first = jax.tree.map(lambda x: x[0, 0], aux)
     return spread.from_all(values, V.num_directions), spread.from_first(first)
 
@@ -129,8 +119,7 @@ def evaluate(
       (values f[K, P] in float32 or, under x64, float64; the aux of query (0, 0)).
 
     Raises:
-      ValueError: for an argument out of its range, or if value_fn does not return a
-        real scalar.
+      ValueError: for an argument or an answer of value_fn that is not as said.
 
     Example:
       >>> import jax.numpy as jnp, zojax
@@ -150,7 +139,7 @@ def evaluate(
         ks = spread.own_ks(V.num_directions)
         return _asked_along(objective, V._at(key), smoothing, sides, line, (ks,))
 
-    return spread.run(ask, params, V.typed_key)
+    return spread.run(ask, params, V.key)
 
 
 def estimate(
@@ -165,8 +154,7 @@ def estimate(
 ) -> Estimate:
     """Evaluates, weighs and combines: g = V^T weigh(f(theta + mu V)).
 
-    Without a chunk size directions are drawn once and kept in memory, if the sampler
-    lets them; otherwise they are drawn again to be combined.
+    Without a chunk size directions are drawn once and held, if the sampler lets them.
 
     Args:
       weigh: values f[K, P] -> weights f[..., K], as in zojax.weights.
@@ -176,8 +164,7 @@ def estimate(
       An :class:`Estimate`.
 
     Raises:
-      ValueError: for an argument out of its range, or if value_fn does not return a
-        real scalar.
+      ValueError: for an argument or an answer of value_fn that is not as said.
 
     Example:
       >>> import jax.numpy as jnp, zojax
@@ -199,15 +186,15 @@ def estimate(
 
     def ask_and_add(params, key):
         ks = spread.own_ks(V.num_directions)
-        rows = stacked_rows(V.sampler.row, key, ks, V.num_directions, params)
-        line = lambda one: lambda scale: perturb(params, one[0], scale)
+        rows = samplers.stacked_rows(V.sampler.row, key, ks, V.num_directions, params)
+        line = lambda one: lambda scale: samplers.perturb(params, one[0], scale)
         asked = objective, V._at(key), smoothing, sides
         values, aux = _asked_along(*asked, line, (rows, ks))
         weights = checked_weights(weigh(values), V, None)
-        sums = contract_rows(spread.own(weights), rows)
+        sums = samplers.contract_rows(spread.own(weights), rows)
         return spread.total(sums), values, aux
 
-    sums, values, aux = spread.run(ask_and_add, params, V.typed_key)
+    sums, values, aux = spread.run(ask_and_add, params, V.key)
     return Estimate(drop_non_finite(sums), values, aux)
 
 
@@ -225,9 +212,8 @@ def points(
         are not read.
 
     Returns:
-      theta + mu s_p v_k, a pytree like params whose leaves have a leading axis K P:
-      the sides of direction 0, then those of direction 1, and so on. All leaves are
-      arrays, whatever the sampler; frozen ones are repeated.
+      theta + mu s_p v_k, a pytree like params whose leaves, all arrays, have a leading
+      axis K P: the sides of direction 0, those of direction 1, and so on.
 
     Raises:
       ValueError: for an argument out of its range.
@@ -246,11 +232,11 @@ def points(
     formed = V.sampler.adapt(lambda point: point)
 
     def of_row(k):
-        line = V.sampler.line(V.typed_key, k, V.num_directions, params)
+        line = V.sampler.line(V.key, k, V.num_directions, params)
         at = lambda scale: materialize(formed(line(scale)))
-        return map_leading(at, scales, len(sides))
+        return samplers.map_leading(at, scales, len(sides))
 
     ks = jnp.arange(V.num_directions)
-    both = map_leading(of_row, ks, len(ks))
+    both = samplers.map_leading(of_row, ks, len(ks))
     number = len(ks) * len(sides)
     return jax.tree.map(lambda x: x.reshape(number, *x.shape[2:]), both)

@@ -21,10 +21,8 @@ def canonical_key(key: Any) -> jax.Array:
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         # Values of other generators change under vmap, which would break replay.
         if str(jax.random.key_impl(key)) != KEY_IMPL or key.shape != ():
-            raise ValueError(
-                f"key must be {accepted}, got {jax.random.key_impl(key)} with shape"
-                f" {key.shape}"
-            )
+            found = f"{jax.random.key_impl(key)} with shape {key.shape}"
+            raise ValueError(f"key must be {accepted}, got {found}")
         return key
     if dtype != jnp.uint32 or key.shape != (2,):
         raise ValueError(f"key must be {accepted}, got {dtype} with shape {key.shape}")
@@ -32,11 +30,7 @@ def canonical_key(key: Any) -> jax.Array:
 
 
 def key_data(key: jax.Array | int) -> jax.Array:
-    """Returns the raw uint32[2] words of a key: what a state holds.
-
-    Raw words survive np.asarray, optax.tree.cast and every checkpointer; typed keys
-    do not.
-    """
+    """Returns the raw uint32[2] words of a key, which every checkpointer takes."""
     return jax.random.key_data(canonical_key(key))
 
 
@@ -61,8 +55,7 @@ def purpose_key(key: jax.Array, purpose: str) -> jax.Array:
 
 def leaf_keys(key: jax.Array, k: jax.Array | int, names: list[str]) -> jax.Array:
     """Derives the key of row k for each leaf path, keys[len(names)]."""
-    # One batched derivation for all leaves; only the last fold depends on k, so the
-    # rest is computed once under vmap.
+    # One derivation for all leaves; only the last fold depends on k, under vmap too.
     words = jnp.asarray(np.stack([_words(name) for name in names]))
     keys = jax.vmap(_fold_words, (None, 0))(key, words)
     return jax.vmap(jax.random.fold_in, (0, None))(keys, k)

@@ -1,8 +1,7 @@
 """Directions spread over a mesh axis: which are a device's own, and what travels.
 
-Each device of the axis draws and asks K/n directions of its own. Two things travel: the
-K values, so that every device weighs the same numbers, and one sum of the estimate.
-:func:`over` is the one place that tells a mesh axis from none.
+Each device of the axis draws and asks K/n directions of its own. The K values travel,
+so that every device weighs the same, and one sum. :func:`over` tells axis from none.
 """
 
 from collections.abc import Callable
@@ -27,13 +26,14 @@ class Spread(NamedTuple):
     total: Callable[[PyTree], PyTree]  # the sum over devices, in one collective
 
 
+_as_it_is = lambda x, *_: x
 ALONE = Spread(
     run=lambda body, *args: body(*args),
     own_ks=jnp.arange,
-    own=lambda weights: weights,
-    from_all=lambda stacked, num_directions: stacked,
-    from_first=lambda tree: tree,
-    total=lambda tree: tree,
+    own=_as_it_is,
+    from_all=_as_it_is,
+    from_first=_as_it_is,
+    total=_as_it_is,
 )
 
 
@@ -41,14 +41,8 @@ def over(axis_name: str | None) -> Spread:
     """Spreads directions over a mesh axis; None for none."""
     if axis_name is None:
         return ALONE
-    return Spread(
-        run=partial(_on_axis, axis_name),
-        own_ks=partial(_own_ks, axis_name),
-        own=partial(_own, axis_name),
-        from_all=partial(_from_all, axis_name),
-        from_first=partial(_from_first, axis_name),
-        total=lambda tree: jax.lax.psum(tree, axis_name),
-    )
+    on_axis = (_run, _own_ks, _own, _from_all, _from_first, _total)
+    return Spread(*(partial(function, axis_name) for function in on_axis))
 
 
 def _is_bound(axis_name: str) -> bool:
@@ -60,13 +54,10 @@ def _is_bound(axis_name: str) -> bool:
     return True
 
 
-def _on_axis(axis_name: str, body: Callable[..., PyTree], *args: PyTree) -> Any:
-    """Runs body(*args) on each device of the axis.
-
-    Inside shard_map the axis is there already. Otherwise it is one of the mesh that
-    jax.set_mesh put in force, and only this axis becomes manual: params and batch may
-    be sharded over the others.
-    """
+def _run(axis_name: str, body: Callable[..., PyTree], *args: PyTree) -> Any:
+    # Inside shard_map the axis is there already. Otherwise it is one of the mesh that
+    # jax.set_mesh put in force, and only this axis becomes manual: params and batch may
+    # be sharded over the others.
     if _is_bound(axis_name):
         return body(*args)
     mesh = jax.sharding.get_abstract_mesh()
@@ -81,21 +72,18 @@ def _on_axis(axis_name: str, body: Callable[..., PyTree], *args: PyTree) -> Any:
             " closed over: jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,)"
             f" * n), or shard_map around the step; got {mesh.axis_types}"
         )
-    return jax.shard_map(
-        body,
-        in_specs=(PartitionSpec(),) * len(args),
-        out_specs=PartitionSpec(),
-        axis_names={axis_name},
-    )(*args)
+    ins, out = (PartitionSpec(),) * len(args), PartitionSpec()
+    spread = jax.shard_map(body, in_specs=ins, out_specs=out, axis_names={axis_name})
+    return spread(*args)
 
 
 def _own_ks(axis_name: str, num_directions: int) -> jax.Array:
     devices = jax.lax.axis_size(axis_name)
     if num_directions % devices:
-        raise ValueError(
-            f"num_directions must be a multiple of the {devices} devices along"
-            f" {axis_name!r} in each stage, got {num_directions}"
+        accepted = (
+            f"a multiple of the {devices} devices along {axis_name!r} in each stage"
         )
+        raise ValueError(f"num_directions must be {accepted}, got {num_directions}")
     own = num_directions // devices
     return jax.lax.axis_index(axis_name) * own + jnp.arange(own)
 
@@ -128,11 +116,14 @@ def _from_first(axis_name: str, tree: PyTree) -> PyTree:
     return jax.tree.map(leaf, tree)
 
 
+def _total(axis_name: str, tree: PyTree) -> PyTree:
+    return jax.lax.psum(tree, axis_name)
+
+
 def zeros_beside(shapes: PyTree, params: PyTree, *varying: jax.Array) -> PyTree:
     """Zeros that lie where params lie and vary over devices as others do.
 
-    For the carry of a loop that adds up: it must have the sharding of params, and
-    inside shard_map the type of what is added.
+    So must the carry of a loop that adds up others, inside shard_map at least.
     """
     probe = sum(jnp.sum(x.astype(jnp.float32)) for x in varying)
 

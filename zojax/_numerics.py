@@ -22,18 +22,12 @@ def wide_dtype(dtype: Any) -> jnp.dtype:
 
 
 def zeros_at(x: jax.Array) -> jax.Array:
-    """Zeros that lie where x lies, on automatic axes too, where no type says where.
-
-    There a use of x says it; the branch not taken is dropped when compiled.
-    """
+    """Zeros that lie where x lies, on automatic axes too, where a use of x says it."""
     return jnp.where(jnp.zeros((), bool), x, jnp.zeros_like(x))
 
 
 def on_cpu() -> bool:
-    """Whether JAX's default backend is a CPU, to choose the faster of equal programs.
-
-    A program for another device than the default computes the same, less quickly.
-    """
+    """Whether JAX's default backend is a CPU, to choose the faster of two programs."""
     return jax.default_backend() == "cpu"
 
 
@@ -87,19 +81,14 @@ def normalize(guide: PyTree, like: PyTree) -> tuple[PyTree, jax.Array]:
     the norm within float32 for any guide.
     """
     wide = lambda x: x.astype(wide_dtype(x.dtype))
-    kept = jax.tree.map(
-        lambda v, a: None if v is None else wide(jnp.asarray(a)),
-        like,
-        guide,
-        is_leaf=is_none,
-    )
+    keep = lambda v, a: None if v is None else wide(jnp.asarray(a))
+    kept = jax.tree.map(keep, like, guide, is_leaf=is_none)
     peaks = [jnp.max(jnp.abs(a), initial=0) for a in jax.tree.leaves(kept)]
     peak = jnp.max(jnp.stack(peaks)) if peaks else jnp.zeros(())
     usable = jnp.isfinite(peak) & (peak > 0)
-    bounded = jax.tree.map(
-        lambda a: jnp.where(usable, a / jnp.where(usable, peak, 1).astype(a.dtype), 0),
-        kept,
-    )
+    divisor = jnp.where(usable, peak, 1)
+    bound = lambda a: jnp.where(usable, a / divisor.astype(a.dtype), 0)
+    bounded = jax.tree.map(bound, kept)
     norm = jnp.sqrt(tree_dot(bounded, bounded))
     return scale(bounded, reciprocal(norm)), usable
 

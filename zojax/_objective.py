@@ -14,10 +14,8 @@ from zojax._numerics import PyTree, value_dtype
 def check_params(params: PyTree) -> None:
     """Raises if params is missing or was masked by an optax wrapper."""
     if params is None:
-        raise ValueError(
-            "zojax estimators perturb params: call"
-            " update(updates, state, params, value_fn=...), got params=None"
-        )
+        call = "call update(updates, state, params, value_fn=...)"
+        raise ValueError(f"zojax estimators perturb params: {call}, got params=None")
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
         raise ValueError(
@@ -48,10 +46,9 @@ def bind_value_fn(
     try:
         signature = inspect.signature(value_fn)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"value_fn {value_fn!r} has no readable signature: wrap it in a function"
-            " that names its arguments"
-        ) from None
+        advice = "wrap it in a function that names its arguments"
+        found = f"value_fn {value_fn!r} has no readable signature"
+        raise ValueError(f"{found}: {advice}") from None
     kinds, named = inspect.Parameter, list(signature.parameters.values())
     if any(p.kind is kinds.VAR_KEYWORD for p in named):
         raise ValueError(
@@ -67,9 +64,9 @@ def bind_value_fn(
             f"value_fn {signature} names {taken}, which update() keeps for f(params)"
             " (value) and for answers to ask (values): rename the argument"
         )
-    keyword = [p for p in data if p.kind is not kinds.POSITIONAL_ONLY]
-    known = {p.name for p in keyword if p.name in extra_args}
-    takes_key = "query_key" in {p.name for p in keyword} - known
+    keyword = {p.name for p in data if p.kind is not kinds.POSITIONAL_ONLY}
+    known = keyword & set(extra_args)
+    takes_key = "query_key" in keyword - known
     given = known | ({"query_key"} if takes_key else set())
     missing = [p.name for p in data if p.default is kinds.empty and p.name not in given]
     if missing:
@@ -110,19 +107,14 @@ def as_objective(
 def answer_of(result: Any, has_aux: bool) -> tuple[jax.Array, PyTree]:
     """(value, aux) of what value_fn returned, the value in the dtype of values."""
     if has_aux and not (isinstance(result, tuple) and len(result) == 2):
-        raise ValueError(
-            f"value_fn must return (value, aux) with has_aux=True, got {type(result)}"
-        )
+        accepted = "(value, aux) with has_aux=True"
+        raise ValueError(f"value_fn must return {accepted}, got {type(result)}")
     value, aux = result if has_aux else (result, None)
     if isinstance(value, tuple):
-        raise ValueError(
-            "value_fn must return a scalar, got a tuple: pass has_aux=True if it"
-            " returns (value, aux)"
-        )
+        advice = "pass has_aux=True if it returns (value, aux)"
+        raise ValueError(f"value_fn must return a scalar, got a tuple: {advice}")
     value = jnp.asarray(value)
     if value.shape != () or jnp.issubdtype(value.dtype, jnp.complexfloating):
-        raise ValueError(
-            "value_fn must return a real scalar, got shape"
-            f" {value.shape} and dtype {value.dtype}"
-        )
+        found = f"shape {value.shape} and dtype {value.dtype}"
+        raise ValueError(f"value_fn must return a real scalar, got {found}")
     return value.astype(value_dtype()), aux

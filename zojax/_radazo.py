@@ -51,23 +51,17 @@ def scale_by_radazo(
     check_number("b2", b2, 0.0, 1.0, low_ok=True, schedule=False)
     check_number("eps", eps, 0.0, schedule=False)
 
-    def zeros(p):
-        return jnp.zeros_like(p, wide_dtype(jnp.result_type(p)))  # where p lies
-
     def init_fn(params):
-        return ScaleByRadazoState(
-            jax.tree.map(zeros, params), jax.tree.map(zeros, params)
-        )
+        zeros = lambda p: jnp.zeros_like(p, wide_dtype(jnp.result_type(p)))
+        moment = lambda: jax.tree.map(zeros, params)  # where params lie
+        return ScaleByRadazoState(moment(), moment())
 
     def update_fn(updates, state, params=None):
-        m = jax.tree.map(
-            lambda m, g: b1 * m + (1 - b1) * g.astype(m.dtype), state.m, updates
-        )
+        first = lambda m, g: b1 * m + (1 - b1) * g.astype(m.dtype)
+        m = jax.tree.map(first, state.m, updates)
         s = jax.tree.map(lambda s, m: b2 * s + (1 - b2) * m**2, state.s, m)
-        scaled = jax.tree.map(
-            lambda m, s, g: (m / (jnp.sqrt(s) + eps)).astype(g.dtype), m, s, updates
-        )
-        return scaled, ScaleByRadazoState(m, s)
+        scale = lambda m, s, g: (m / (jnp.sqrt(s) + eps)).astype(g.dtype)
+        return jax.tree.map(scale, m, s, updates), ScaleByRadazoState(m, s)
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -81,8 +75,7 @@ def radazo(
     """R-AdaZO as an optimizer: theta <- theta - lr m / (sqrt(s) + eps).
 
     Args:
-      learning_rate: lr, or a schedule.
-      b1, b2, eps: as in :func:`scale_by_radazo`.
+      learning_rate, b1, b2, eps: lr, or a schedule; as in :func:`scale_by_radazo`.
 
     Returns:
       ``optax.chain(scale_by_radazo(...), scale_by_learning_rate(...))``.

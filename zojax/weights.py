@@ -1,9 +1,8 @@
 """Query values -> weights of the directions: arrays in, arrays out.
 
 Each function returns weights w[K] such that the gradient estimate is sum_k w_k v_k; the
-factors of K and of the smoothing mu are inside. Differences are formed in the dtype of
-the values (float32, or float64 under x64), after subtracting an anchor wherever a
-mean is taken, since the error of an estimate is that of the mean. Values that are not
+factors of K and of the smoothing mu are inside. Before a mean is taken an anchor is
+subtracted, since the error of an estimate is that of the mean. Values that are not
 finite get weight zero and do not enter a mean; means run over what is there.
 """
 
@@ -55,8 +54,7 @@ def forward(values: jax.Array, at_params: jax.Array, smoothing: Scalar) -> jax.A
     """Forward difference: w_k = [f(theta + mu v_k) - f(theta)] / (K mu).
 
     Args:
-      values, at_params: f[K] and f[], the objective at perturbed points, at params.
-      smoothing: f[], mu.
+      values, at_params, smoothing: f[K] at perturbed points; f[] at params; f[], mu.
 
     Returns:
       f[K].
@@ -75,8 +73,7 @@ def central(plus: jax.Array, minus: jax.Array, smoothing: Scalar) -> jax.Array:
     """Central difference: w_k = [f(theta + mu v_k) - f(theta - mu v_k)] / (2 K mu).
 
     Args:
-      plus, minus: f[K], the objective at theta + mu v_k and theta - mu v_k.
-      smoothing: f[], mu.
+      plus, minus, smoothing: f[K] at theta + mu v_k; f[K] at theta - mu v_k; f[], mu.
 
     Returns:
       f[K].
@@ -95,8 +92,6 @@ def clip(
     weights: jax.Array, bound: Scalar, num_finite: jax.Array | int | None = None
 ) -> jax.Array:
     """Bounds each directional derivative: K w_k is kept in [-bound, bound].
-
-    A batch on which the objective is steep then moves params no further than others do.
 
     Args:
       weights: f[K], weights of two-point estimates, derivatives over K.
@@ -122,8 +117,7 @@ def clip(
 def mean_baseline(values: jax.Array, smoothing: Scalar) -> jax.Array:
     """Mean baseline: w_k = [y_k - mean(y)] / (K mu). No query at params.
 
-    The expectation is (K-1)/K of that of :func:`leave_one_out`, except for designs
-    whose rows sum to zero, where it is exact.
+    The expectation is (K-1)/K of the gradient, or exact if the rows sum to zero.
 
     Args:
       values, smoothing: f[K], the objective at the perturbed points, and f[], mu.
@@ -144,9 +138,7 @@ def mean_baseline(values: jax.Array, smoothing: Scalar) -> jax.Array:
 
 
 def leave_one_out(values: jax.Array, smoothing: Scalar) -> jax.Array:
-    """Leave-one-out baseline: w_k = [y_k - mean of the others] / (K mu).
-
-    Equal to [y_k - mean(y)] / ((K-1) mu): unbiased.
+    """Leave-one-out baseline: w_k = [y_k - mean of the others] / (K mu), unbiased.
 
     Args:
       values, smoothing: f[K], the objective at the perturbed points, and f[], mu.
@@ -161,8 +153,8 @@ def leave_one_out(values: jax.Array, smoothing: Scalar) -> jax.Array:
 
     Source: arXiv 2506.14460, Section 4.1, without the shrinkage.
     """
-    count = jnp.isfinite(values).sum()
-    scale = count / jnp.maximum(count - 1, 1)
+    number = jnp.isfinite(values).sum()
+    scale = number / jnp.maximum(number - 1, 1)
     return _masked(mean_baseline(values, smoothing) * scale.astype(values.dtype))
 
 
@@ -176,8 +168,7 @@ def optimal_baseline(
     Estimated from the step's own values, b shrinks the expectation by about (K-1)/K.
 
     Args:
-      values, squared_norms: f[K], the objective at the perturbed points, and |u_k|^2.
-      smoothing: f[], mu.
+      values, squared_norms, smoothing: f[K], at perturbed points; f[K]; f[], mu.
 
     Returns:
       f[K].
@@ -226,7 +217,7 @@ def projection(slopes: jax.Array, cosines: jax.Array, dimension: int) -> jax.Arr
 
 
 class Record(NamedTuple):
-    """What one step leaves in a ZoAR history, in K weights and three scalars."""
+    """What one step leaves in a ZoAR history."""
 
     weights: jax.Array  # f[2, K], of S = sum (y - m) u / mu and of T = sum u / mu
     anchor: jax.Array  # f[], the step's first finite value

@@ -60,8 +60,7 @@ def aligned_projection(
         a <- decay a + (1 - decay) g.
 
     Biased to the span, which is its point: if c is the squared cosine between guide and
-    gradient, that of the estimate is about c + (1 - c) (K - 1) / (d - 1). The rows are
-    orthonormalised through K inner products, without holding them.
+    gradient, that of the estimate is about c + (1 - c) (K - 1) / (d - 1).
 
     K + 1 queries for forward differences, 2K for central ones. Where the guide is zero
     or not finite, all K rows are orthogonal().
@@ -97,19 +96,17 @@ def aligned_projection(
     check_int("num_directions", num_directions, 2)
     V = Directions(sampler, key, num_directions, chunk_size, axis_name)
     if sampler.design != "orthogonal":
-        raise ValueError(
-            "sampler must be a design of orthogonal directions, orthogonal() or"
-            f" restrict(orthogonal(), mask), got {sampler!r}"
+        accepted = (
+            "a design of orthogonal directions, as orthogonal(), restricted or not"
         )
+        raise ValueError(f"sampler must be {accepted}, got {sampler!r}")
     sides = sides_of(difference)
 
     def keep(params):
         d = dimension(params, V)
         if num_directions > d:
-            raise ValueError(
-                f"num_directions must be at most the {d} trainable entries, got"
-                f" {num_directions}"
-            )
+            accepted = f"at most the {d} trainable entries"
+            raise ValueError(f"num_directions must be {accepted}, got {num_directions}")
         return {"guide": direction_like(params, V)}
 
     def body(step):
@@ -118,7 +115,7 @@ def aligned_projection(
         unit, usable = normalize(guide, guide)
         fresh = step.directions(sampler, num_directions)
         V = step.directions(_led_by(unit, usable, fresh.sampler, d), num_directions)
-        first = V.sampler(V.typed_key, 0, num_directions, step.params)
+        first = V.sampler(V.key, 0, num_directions, step.params)
         cosine = lambda v: tree_dot(v, first) / d
         cosines = map_directions(cosine, step.params, V)
 

@@ -8,25 +8,12 @@ import jax.numpy as jnp
 
 from zojax._checks import check_flag, check_int, check_number, check_option
 from zojax._directions import Directions, direction_like
+from zojax._estimators import rounds
 from zojax._estimators.log import QueryLog
-from zojax._estimators.rounds import (
-    AT_PARAMS,
-    Answer,
-    Body,
-    Round,
-    Settings,
-    Shaping,
-    sides_of,
-    weigher,
-)
 from zojax._estimators.step import Estimator, estimator
 from zojax._numerics import Number, PyTree, decayed, number_at
 from zojax.perturbations import Sampler, aligned, gaussian, sphere
-from zojax.perturbations._aligned_replay import (
-    combine_replayed,
-    replay_aligned,
-    replayed_sampler,
-)
+from zojax.perturbations import _aligned_replay as replay
 from zojax.perturbations._sampler import check_holds_rows, check_sampler
 
 GUIDES = ("rough", "updates", "average")
@@ -58,7 +45,7 @@ def dap(
     storage: str = "sums",
     difference: str = "forward",
     clip: Number | None = None,
-    shaping: Shaping | None = None,
+    shaping: rounds.Shaping | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     has_aux: bool = False,
@@ -70,9 +57,8 @@ def dap(
     :func:`zojax.perturbations.aligned`. The guide is
 
         rough    the estimate of a first stage with round(split K) directions of
-                 ``sampler``; the other directions are aligned with it. The result is
-                 the second stage's estimate ("refined"), or the mean over the
-                 directions of both stages ("average");
+                 ``sampler``. The result is the second stage's estimate ("refined"), or
+                 the mean over the directions of both ("average");
         updates  the incoming updates: a surrogate gradient, or a rough estimator before
                  this one in the chain; all K directions are aligned;
         average  a <- decay a + (1 - decay) g, kept in the state; likewise.
@@ -93,9 +79,9 @@ def dap(
         gaussian() by default.
       fixed_length: aligned directions of length sqrt(d).
       storage: "sums" holds the guide; "replay", with guide="rough" and lazy(...) as
-        sampler and base, keeps the rough stage's weights and draws its directions again
-        wherever an aligned one is used: the same estimate to rounding, at the memory of
-        two_point with lazy(...), for J + 1 draws a query after J in the rough stage.
+        sampler and base, draws the rough stage's J directions again wherever an aligned
+        one is used: the same estimate to rounding, at the memory of two_point with
+        lazy(...), for J + 1 draws a query.
       difference: "forward" or "central".
       smoothing, key, clip, shaping, chunk_size, axis_name, has_aux, aux_like: as in
         :func:`two_point`.
@@ -120,7 +106,7 @@ def dap(
     check_option("guide", guide, GUIDES)
     check_option("combine", combine, COMBINATIONS)
     check_option("storage", storage, STORAGES)
-    check_option("difference", difference, AT_PARAMS)
+    check_option("difference", difference, rounds.AT_PARAMS)
     check_number("decay", decay, 0.0, 1.0, low_ok=True)
     check_number("split", split, 0.0, 1.0, schedule=False)
     check_flag("fixed_length", fixed_length)
@@ -129,14 +115,11 @@ def dap(
     num_rough = round(split * num_directions) if guide == "rough" else 0
     num_aligned = num_directions - num_rough
     if guide == "rough" and not 0 < num_rough < num_directions:
-        raise ValueError(
-            "split must leave a direction to each stage, got"
-            f" split={split!r} with num_directions={num_directions}: {num_rough} rough"
-            f" and {num_aligned} aligned"
-        )
+        found = f"{num_rough} rough and {num_aligned} aligned with split={split!r}"
+        raise ValueError(f"split must leave a direction to each stage, got {found}")
     _check_samplers(guide, storage, sampler, base)
     V = Directions(base, key, num_aligned, chunk_size, axis_name)
-    sides = sides_of(difference)
+    sides = rounds.sides_of(difference)
 
     def keep(params):
         return {"guide": direction_like(params, V) if guide == "average" else None}
@@ -152,8 +135,8 @@ def dap(
             raise ValueError('updates must not be None with guide="updates"')
         a = step.updates if guide == "updates" else step.state.guide
         V = step.directions(along(a), num_aligned, stage_keys(step)[1])
-        weigh = weigher(difference, step)
-        answer = yield Round(V, step.smoothing, sides, asks_params, weigh)
+        weigh = rounds.weigher(difference, step)
+        answer = yield rounds.Round(V, step.smoothing, sides, asks_params, weigh)
         if guide == "updates":
             return answer.sums, {}
         rate = number_at(decay, step.state.count)
@@ -162,11 +145,11 @@ def dap(
     def two_stages(step):
         mu, (rough_key, aligned_key) = step.smoothing, stage_keys(step)
         V = step.directions(sampler, num_rough, rough_key)
-        weigh = weigher(difference, step)
-        rough = yield Round(V, mu, sides, asks_params, weigh)
+        weigh = rounds.weigher(difference, step)
+        rough = yield rounds.Round(V, mu, sides, asks_params, weigh)
         V = step.directions(along(rough.sums), num_aligned, aligned_key)
-        weigh = weigher(difference, step, rough.at_params)
-        refined = yield Round(V, mu, sides, weigh=weigh)
+        weigh = rounds.weigher(difference, step, rough.at_params)
+        refined = yield rounds.Round(V, mu, sides, weigh=weigh)
         if combine == "refined":
             return refined.sums, {}
         share = _rough_share(rough, refined)
@@ -176,9 +159,9 @@ def dap(
     def two_stages_replayed(step):
         mu, (rough_key, aligned_key) = step.smoothing, stage_keys(step)
         V = step.directions(sampler, num_rough, rough_key)
-        rough = yield Round(V, mu, sides, asks_params)
-        weigh = weigher(difference, step, rough.at_params)
-        around = replay_aligned(
+        rough = yield rounds.Round(V, mu, sides, asks_params)
+        weigh = rounds.weigher(difference, step, rough.at_params)
+        around = replay.replay_aligned(
             weigh(rough.values, None),
             V.sampler,
             rough_key,
@@ -188,18 +171,18 @@ def dap(
             step.params,
             fixed_length=fixed_length,
         )
-        V = step.directions(replayed_sampler(around), num_aligned, aligned_key)
-        refined = yield Round(V, mu, sides)
+        V = step.directions(replay.replayed_sampler(around), num_aligned, aligned_key)
+        refined = yield rounds.Round(V, mu, sides)
         share = _rough_share(rough, refined) if combine == "average" else 0.0
         found = (1 - share) * weigh(refined.values, None)
-        return combine_replayed(found, share, around, step.params), {}
+        return replay.combine_replayed(found, share, around, step.params), {}
 
-    body: Body = one_stage
+    body: rounds.Body = one_stage
     stages: tuple[Directions, ...] = (V,)
     if guide == "rough":
         body = two_stages if storage == "sums" else two_stages_replayed
         stages = (dataclasses.replace(V, sampler=sampler, num_directions=num_rough), V)
-    settings = Settings(
+    settings = rounds.Settings(
         key, smoothing, clip, shaping, chunk_size, axis_name, has_aux, aux_like
     )
     return estimator(
@@ -207,7 +190,7 @@ def dap(
     )
 
 
-def _rough_share(rough: Answer, refined: Answer) -> jax.Array:
+def _rough_share(rough: rounds.Answer, refined: rounds.Answer) -> jax.Array:
     """The rough stage's share of the directions that gave a finite difference."""
     number = lambda answer: jnp.isfinite(answer.values).all(axis=1).sum()
     n_rough, n_refined = number(rough), number(refined)
@@ -219,16 +202,11 @@ def _check_samplers(guide: str, storage: str, sampler: Sampler, base: Sampler) -
     check_sampler("sampler", sampler)
     check_sampler("base", base)
     if storage == "sums":
-        return check_holds_rows("base", base)
-    if guide != "rough":
-        raise ValueError(
-            f'storage must be "sums" with guide={guide!r}, got "replay": only a rough'
-            " stage has directions to draw again"
-        )
+        check_holds_rows("base", base)
+    elif guide != "rough":
+        accepted = f'"sums" with guide={guide!r}, which has no rough stage to replay'
+        raise ValueError(f'storage must be {accepted}, got "replay"')
     for name, given in (("sampler", sampler), ("base", base)):
-        if given.terms is None:
-            raise ValueError(
-                f'{name} must be zojax.perturbations.lazy(...) with storage="replay",'
-                f" got {given!r}"
-            )
-    return None
+        if storage == "replay" and given.terms is None:
+            accepted = 'zojax.perturbations.lazy(...) with storage="replay"'
+            raise ValueError(f"{name} must be {accepted}, got {given!r}")

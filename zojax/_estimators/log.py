@@ -15,8 +15,7 @@ class QueryLog(NamedTuple):
       query_values: f[K, P], those of the last step as they came; 0 before the first.
       query_mean: f[], mean of the finite values at the *perturbed* points of the last
         step in which there was one. Not f(params).
-      query_spread: f[], their standard deviation; exactly 0 if all were equal, in which
-        case the step learnt nothing.
+      query_spread: f[], their standard deviation; exactly 0 if all were equal.
       query_best: f[], the lowest finite value of all steps, at any point; inf before.
       value_at_params: f[], the last finite f(params), where the estimator uses it
         (queried or passed as ``value=``); None where it does not.

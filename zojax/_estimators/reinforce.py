@@ -86,8 +86,8 @@ def reinforce(
 
         g = (1/K) sum_k rho_k [f(x_k) - b] grad_theta log pi_theta(x_k),
 
-    the score by autodiff of :func:`gaussian_log_density`, the baseline b explicit and
-    rho = pi / q the importance weight:
+    the score by autodiff of :func:`gaussian_log_density`, rho = pi / q the importance
+    weight:
 
         gaussian  q = pi, rho = 1. With baseline "value" this is the forward difference
                   (Theorem 3.2).
@@ -95,15 +95,15 @@ def reinforce(
                   number, fixed by E_q[rho u u^T] = I: rho = d / r^2, 1 for
                   zojax.perturbations.sphere(), whose radius is sqrt(d) (Theorem 3.3).
 
-    K queries a step; baseline "value" takes one more unless ``value=`` is passed.
+    K queries a step; one more for baseline "value".
 
     Args:
       smoothing: mu > 0, the policy's standard deviation, or a schedule.
       num_directions: K >= 1; >= 2 for the baselines made from the step's values.
       baseline: "value" (f(theta)), "mean", "leave_one_out", or "optimal" (Theorem B.4).
       search: "gaussian" or "sphere", the distribution that u is drawn from.
-      sampler: draws u; gaussian() or sphere() by default. With search="sphere" any
-        sampler of constant length r, whatever r is.
+      sampler: draws u; gaussian() or sphere() by default; for search="sphere" any of
+        constant length.
       key, clip, shaping, chunk_size, axis_name, has_aux, aux_like: as in
         :func:`two_point`; no shaping with baseline "value".
 
@@ -130,15 +130,15 @@ def reinforce(
     V = Directions(sampler, key, num_directions, chunk_size, axis_name)
     check_baseline("baseline", baseline, sampler, num_directions)
 
-    def advantages(y, at_params, norms, mu):
+    def advantages(answer, norms, mu):
         """(f(x_k) - b) / (K mu)."""
+        y = answer.values[:, 0]
         if baseline == "value":
-            return weights.forward(y, at_params, mu)
-        if baseline == "mean":
-            return weights.mean_baseline(y, mu)
-        if baseline == "leave_one_out":
-            return weights.leave_one_out(y, mu)
-        return weights.optimal_baseline(y, norms, mu)
+            return weights.forward(y, answer.at_params, mu)
+        if baseline == "optimal":
+            return weights.optimal_baseline(y, norms, mu)
+        of_values = {"mean": weights.mean_baseline}.get(baseline, weights.leave_one_out)
+        return of_values(y, mu)
 
     def body(step):
         mu, V = step.smoothing, step.directions(sampler, num_directions)
@@ -150,10 +150,9 @@ def reinforce(
         if search == "sphere":
             d = dimension(step.params, V)
             importance = d / jnp.where(norms > 0, norms, 1)
-        gains = advantages(answer.values[:, 0], answer.at_params, norms, mu)
-        gains = importance * step.clipped(gains, answer.values)
+        gains = step.clipped(advantages(answer, norms, mu), answer.values)
         scores = dataclasses.replace(V, sampler=_scores(V.sampler, mu))
-        return combine(gains, step.params, scores), {}
+        return combine(importance * gains, step.params, scores), {}
 
     settings = Settings(
         key, smoothing, clip, shaping, chunk_size, axis_name, has_aux, aux_like

@@ -49,16 +49,11 @@ def check_settings(settings: Settings, asks_params: bool) -> None:
     if settings.clip is not None:
         check_number("clip", settings.clip, 0.0)
     if settings.shaping is not None and not callable(settings.shaping):
-        raise ValueError(
-            "shaping must be a function of the values f[K, P] that returns as many, or"
-            f" None, got {settings.shaping!r}"
-        )
+        accepted = "a function of the values f[K, P] that returns as many, or None"
+        raise ValueError(f"shaping must be {accepted}, got {settings.shaping!r}")
     if settings.shaping is not None and asks_params:
-        raise ValueError(
-            "shaping must be None for an estimate that compares with f(params), which"
-            " has no place among shaped values: take central differences, or a baseline"
-            f" of the step's own values; got {settings.shaping!r}"
-        )
+        accepted = "None where values are compared with f(params)"
+        raise ValueError(f"shaping must be {accepted}, got {settings.shaping!r}")
     check_spreading(settings.chunk_size, settings.axis_name)
     check_flag("has_aux", settings.has_aux)
     if settings.aux_like is not None and not settings.has_aux:
@@ -66,16 +61,13 @@ def check_settings(settings: Settings, asks_params: bool) -> None:
 
 
 class Round(NamedTuple):
-    """Points theta + mu s_p v_k, and theta itself before them with ``asks_params``.
-
-    With ``weigh``, (values f[K, P], f(theta) or None) -> weights f[..., K], the answer
-    has the weighted sum too.
-    """
+    """Points theta + mu s_p v_k, and theta itself before them with ``asks_params``."""
 
     directions: Directions
     smoothing: jax.Array
     sides: tuple[float, ...] = ONE_SIDE
     asks_params: bool = False
+    # (values f[K, P], f(theta) or None) -> weights f[..., K], to have the sum as well
     weigh: Callable[[jax.Array, jax.Array | None], jax.Array] | None = None
 
 
@@ -128,9 +120,8 @@ def _shaped(values: jax.Array, shaping: Shaping | None) -> jax.Array:
         return values
     new = jnp.asarray(shaping(jnp.where(jnp.isfinite(values), values, jnp.nan)))
     if new.shape != values.shape:
-        raise ValueError(
-            f"shaping must return values of shape {values.shape}, got {new.shape}"
-        )
+        accepted = f"values of shape {values.shape}"
+        raise ValueError(f"shaping must return {accepted}, got {new.shape}")
     return jnp.where(jnp.isfinite(values), new.astype(values.dtype), jnp.nan)
 
 
@@ -141,7 +132,7 @@ def calling(objective: Objective, value: Any, step: Step) -> Respond:
     def respond(asked):
         V, at_params, first_aux = asked.directions, None, None
         if asked.asks_params:
-            found = value_at_params(objective, step.params, value, V.typed_key)
+            found = value_at_params(objective, step.params, value, V.key)
             at_params, first_aux = found
         sums, where = None, (objective, step.params, V, asked.smoothing)
         if asked.weigh is None:
@@ -163,10 +154,9 @@ def telling(values: Sequence[jax.Array], step: Step) -> Respond:
         at_params, V, flat = None, asked.directions, next(rounds)
         number = V.num_directions * len(asked.sides) + asked.asks_params
         if flat.shape != (number,) or jnp.issubdtype(flat.dtype, jnp.complexfloating):
-            raise ValueError(
-                f"values must be {number} real numbers, one for each point of ask, got"
-                f" shape {flat.shape} and dtype {flat.dtype}"
-            )
+            accepted = f"{number} real numbers, one for each point of ask"
+            found = f"shape {flat.shape} and dtype {flat.dtype}"
+            raise ValueError(f"values must be {accepted}, got {found}")
         flat = flat.astype(value_dtype())
         if asked.asks_params:
             at_params, flat = flat[0], flat[1:]
@@ -185,9 +175,8 @@ def by_round(values: Any, num_rounds: int) -> tuple[jax.Array, ...]:
     several = isinstance(values, (tuple, list)) and all(np.ndim(v) for v in values)
     entries = tuple(values) if several else (values,)
     if len(entries) != num_rounds:
-        raise ValueError(
-            f"values must hold those of {num_rounds} round(s), got {len(entries)}"
-        )
+        accepted = f"those of {num_rounds} round(s)"
+        raise ValueError(f"values must hold {accepted}, got {len(entries)}")
     try:
         return tuple(jnp.asarray(entry) for entry in entries)
     except (TypeError, ValueError):

@@ -1,8 +1,7 @@
 """An estimator from its body: one way of asking, whoever answers.
 
-:func:`estimator` makes three things of a body (see rounds.py): ``update(value_fn=...)``
-calls an objective, ``ask`` hands out the points of a round, and ``update(values=...)``
-takes what somebody else measured there.
+Of a body (see rounds.py) come ``update(value_fn=...)``, which calls an objective,
+``ask``, which hands out points, and ``update(values=...)``, told what they measured.
 """
 
 from collections.abc import Callable
@@ -13,17 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from zojax._directions import Directions, as_gradient, direction_shapes
+from zojax._estimators import rounds
 from zojax._estimators.log import init_log, update_log
-from zojax._estimators.rounds import (
-    Body,
-    Settings,
-    Step,
-    by_round,
-    calling,
-    check_settings,
-    points_of,
-    telling,
-)
 from zojax._keys import key_data, step_key
 from zojax._numerics import PyTree, number_at
 from zojax._objective import RESERVED, bind_value_fn, check_params
@@ -69,19 +59,19 @@ class Estimator(optax.GradientTransformationExtraArgs):
 
 def _run(body, step, respond):
     """Sends answers to the body until it has its estimate: (sums, changes, answers)."""
-    rounds, answers = body(step), []
-    asked = next(rounds)
+    asking, answers = body(step), []
+    asked = next(asking)
     while True:
         answers.append(respond(asked))
         try:
-            asked = rounds.send(answers[-1])
+            asked = asking.send(answers[-1])
         except StopIteration as end:
             return *end.value, answers
 
 
 def estimator(
-    settings: Settings,
-    body: Body,
+    settings: rounds.Settings,
+    body: rounds.Body,
     make_state: Callable[..., Any],
     stages: tuple[Directions, ...],
     sides: tuple[float, ...],
@@ -93,7 +83,7 @@ def estimator(
 
     Its state has the fields key, count and log, and those of ``keep(params)``.
     """
-    check_settings(settings, asks_params)
+    rounds.check_settings(settings, asks_params)
     key, num_rounds = key_data(settings.key), len(stages)
     num_values = sum(V.num_directions for V in stages), len(sides)
 
@@ -101,9 +91,8 @@ def estimator(
         check_params(params)
         trees = [jax.tree.structure(direction_shapes(params, V)) for V in stages]
         if len(set(trees)) > 1:
-            raise ValueError(
-                f"sampler and base must freeze the same leaves, got directions {trees}"
-            )
+            message = "sampler and base must freeze the same leaves, got directions"
+            raise ValueError(f"{message} {trees}")
         return make_state(
             **keep(params),
             key=jnp.array(key),
@@ -115,7 +104,7 @@ def estimator(
         mu = number_at(settings.smoothing, state.count)
         bound = None if settings.clip is None else number_at(settings.clip, state.count)
         now = step_key(state.key, state.count)
-        return Step(params, updates, state, settings, now, mu, bound)
+        return rounds.Step(params, updates, state, settings, now, mu, bound)
 
     def finish(step, respond):
         sums, changed, answers = _run(body, step, respond)
@@ -129,16 +118,16 @@ def estimator(
     @jax.jit
     def update_told(updates, state, params, values):
         step = step_of(updates, state, params)
-        return finish(step, telling(values, step))
+        return finish(step, rounds.telling(values, step))
 
     @jax.jit
     def ask_after(updates, state, params, values):
         step = step_of(updates, state, params)
-        rounds, respond = body(step), telling(values, step)
-        asked = next(rounds)
+        asking, respond = body(step), rounds.telling(values, step)
+        asked = next(asking)
         for _ in values:
-            asked = rounds.send(respond(asked))
-        return points_of(asked, params)
+            asked = asking.send(respond(asked))
+        return rounds.points_of(asked, params)
 
     def ask(state, params, *values, updates=None):
         check_params(params)
@@ -147,7 +136,8 @@ def estimator(
                 f"values must be those of earlier rounds, of {num_rounds} in all, got"
                 f" {len(values)}: tell them to update(values=...)"
             )
-        return ask_after(updates, state, params, by_round(values, len(values)))
+        told = rounds.by_round(values, len(values))
+        return ask_after(updates, state, params, told)
 
     def update(updates, state, params=None, *, value_fn=None, **extra_args):
         check_params(params)
@@ -158,10 +148,11 @@ def estimator(
                 f" points of ask; got {'neither' if values is None else 'both'}"
             )
         if values is not None:
-            return update_told(updates, state, params, by_round(values, num_rounds))
+            told = rounds.by_round(values, num_rounds)
+            return update_told(updates, state, params, told)
         step = step_of(updates, state, params)
         objective = bind_value_fn(value_fn, extra_args, settings.has_aux)
-        return finish(step, calling(objective, value, step))
+        return finish(step, rounds.calling(objective, value, step))
 
     return Estimator(init, update, ask, num_rounds)
 

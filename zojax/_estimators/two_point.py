@@ -10,19 +10,8 @@ import optax
 
 from zojax._checks import check_option
 from zojax._directions import Directions, as_gradient
+from zojax._estimators import rounds
 from zojax._estimators.log import QueryLog, moments
-from zojax._estimators.rounds import (
-    DIFFERENCES,
-    Round,
-    Settings,
-    Shaping,
-    Step,
-    calling,
-    check_baseline,
-    check_settings,
-    sides_of,
-    weigher,
-)
 from zojax._estimators.step import Estimator, estimator, followed_by
 from zojax._numerics import Number, PyTree, value_dtype
 from zojax._objective import as_objective, check_params
@@ -45,7 +34,7 @@ def two_point(
     sampler: Sampler | None = None,
     difference: str = "forward",
     clip: Number | None = None,
-    shaping: Shaping | None = None,
+    shaping: rounds.Shaping | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     has_aux: bool = False,
@@ -74,23 +63,20 @@ def two_point(
       sampler: a sampler of zojax.perturbations; gaussian() by default.
       difference: "forward", "central", "mean" or "leave_one_out".
       clip: bound > 0 of each directional derivative, or a schedule; None for none.
-        Where |v|^2 = d and K = 1 this is optax.clip_by_global_norm(clip sqrt(d)),
-        without another pass over the estimate.
+        At K = 1 and |v|^2 = d this is optax.clip_by_global_norm(clip sqrt(d)).
       shaping: f[K, P] -> f[K, P], applied to the values before a baseline: ranks, or
         ``lambda y: y / jnp.nanstd(y)``. Values that are not finite come as NaN and stay
         so. Not with forward differences. The log keeps the values as they came.
       chunk_size: how many directions live at once; None keeps all K in memory, 1 needs
         the memory of one perturbed copy.
-      axis_name: mesh axis that the directions are spread over, see
-        :class:`zojax.Directions`; None for none.
+      axis_name: mesh axis that they are spread over, see :class:`zojax.Directions`.
       has_aux: whether value_fn returns (value, aux).
       aux_like: arrays or ShapeDtypeStructs shaped like the aux, to keep that of the
         step's first query in ``state.log.aux``; None drops it.
 
     Returns:
       An :class:`zojax.Estimator` whose update has the structure, shapes and dtypes of
-      params. Query values that are not finite are left out and counted in
-      ``state.log.num_nonfinite``.
+      params. Query values that are not finite are left out, and counted in its log.
 
     Raises:
       ValueError: for a static argument out of its range.
@@ -105,18 +91,18 @@ def two_point(
     Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Section 4.1 (baselines).
     """
     sampler = gaussian() if sampler is None else sampler
-    check_option("difference", difference, DIFFERENCES)
+    check_option("difference", difference, rounds.DIFFERENCES)
     V = Directions(sampler, key, num_directions, chunk_size, axis_name)
-    check_baseline("difference", difference, sampler, num_directions)
-    asks_params, sides = difference == "forward", sides_of(difference)
+    rounds.check_baseline("difference", difference, sampler, num_directions)
+    asks_params, sides = difference == "forward", rounds.sides_of(difference)
 
     def body(step):
         V = step.directions(sampler, num_directions)
-        weigh = weigher(difference, step)
-        answer = yield Round(V, step.smoothing, sides, asks_params, weigh)
+        weigh = rounds.weigher(difference, step)
+        answer = yield rounds.Round(V, step.smoothing, sides, asks_params, weigh)
         return answer.sums, {}
 
-    settings = Settings(
+    settings = rounds.Settings(
         key, smoothing, clip, shaping, chunk_size, axis_name, has_aux, aux_like
     )
     return estimator(
@@ -173,8 +159,7 @@ def spsa(
 ) -> Estimator:
     """SPSA: central differences along random signs, and SGD.
 
-    For fair signs 1/v_j = v_j, so Spall's [y+ - y-] / (2 c v_j) is the central
-    estimate. Both gain sequences are schedules here.
+    For signs 1/v_j = v_j, so Spall's [y+ - y-] / (2 c v_j) is the central estimate.
 
     Args:
       learning_rate, smoothing: a_t and c_t > 0, or schedules.
@@ -183,8 +168,7 @@ def spsa(
       sampler: rademacher() by default; restrict(rademacher(), mask) freezes leaves.
 
     Returns:
-      ``optax.chain(two_point(..., sampler=rademacher(), difference="central"), sgd)``
-      that can be asked.
+      ``optax.chain(two_point(..., difference="central"), sgd)`` that can be asked.
 
     Raises:
       ValueError: for a static argument out of its range.
@@ -213,7 +197,7 @@ def value_and_grad(
     sampler: Sampler | None = None,
     difference: str = "forward",
     clip: float | None = None,
-    shaping: Shaping | None = None,
+    shaping: rounds.Shaping | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     has_aux: bool = False,
@@ -222,13 +206,11 @@ def value_and_grad(
 
         (params, key, *args, **kwargs) -> (value, estimate)
 
-    For trainers that know nothing of optax's extra args. The estimate is that of
-    :func:`two_point`; the same key gives the same directions, so each step needs one.
+    The estimate is that of :func:`two_point`; the same key gives the same directions.
 
     Args:
       value_fn: (params, *args, **kwargs) -> scalar, or (scalar, aux) with ``has_aux``.
-      smoothing, num_directions, sampler, difference, clip, shaping, chunk_size,
-        axis_name, has_aux: as in :func:`two_point`, without schedules.
+      others: as in :func:`two_point`, without schedules.
 
     Returns:
       A function that returns (value, gradient like params), or ((value, aux), gradient)
@@ -240,34 +222,34 @@ def value_and_grad(
 
     Example:
       >>> import jax, jax.numpy as jnp, zojax
-      >>> f = lambda x, target: jnp.sum((x - target) ** 2)
-      >>> value_and_grad = jax.jit(zojax.value_and_grad(f, 1e-3, 4,
-      ...     sampler=zojax.perturbations.orthogonal()))
-      >>> value, g = value_and_grad(jnp.zeros(4), jax.random.key(0), target=1.0)
+      >>> f, rows = lambda x, y: jnp.sum((x - y) ** 2), zojax.perturbations.orthogonal()
+      >>> value_and_grad = jax.jit(zojax.value_and_grad(f, 1e-3, 4, sampler=rows))
+      >>> value, g = value_and_grad(jnp.zeros(4), jax.random.key(0), 1.0)
       >>> print(value, g.round(1))
       4.0 [-2. -2. -2. -2.]
 
     Source: the conventions of jax.value_and_grad.
     """
     sampler = gaussian() if sampler is None else sampler
-    check_option("difference", difference, DIFFERENCES)
-    asks_params, sides = difference == "forward", sides_of(difference)
-    settings = Settings(
+    check_option("difference", difference, rounds.DIFFERENCES)
+    asks_params, sides = difference == "forward", rounds.sides_of(difference)
+    settings = rounds.Settings(
         0, smoothing, clip, shaping, chunk_size, axis_name, has_aux, None
     )
-    check_settings(settings, asks_params)
+    rounds.check_settings(settings, asks_params)
     named = Directions(sampler, 0, num_directions, chunk_size, axis_name)
-    check_baseline("difference", difference, sampler, num_directions)
+    rounds.check_baseline("difference", difference, sampler, num_directions)
 
     def value_and_estimate(params, key, *args, **kwargs):
         check_params(params)
         V = dataclasses.replace(named, key=key)
         mu = jnp.asarray(smoothing, value_dtype())
         bound = None if clip is None else jnp.asarray(clip, mu.dtype)
-        step = Step(params, None, None, settings, V.typed_key, mu, bound)
-        asked = Round(V, mu, sides, asks_params, weigher(difference, step))
+        step = rounds.Step(params, None, None, settings, V.key, mu, bound)
+        weigh = rounds.weigher(difference, step)
         objective = as_objective(value_fn, has_aux, *args, **kwargs)
-        answer = calling(objective, None, step)(asked)
+        respond = rounds.calling(objective, None, step)
+        answer = respond(rounds.Round(V, mu, sides, asks_params, weigh))
         value = answer.at_params if asks_params else moments(answer.measured)[0]
         gradient = as_gradient(answer.sums, params)
         return ((value, answer.aux) if has_aux else value), gradient

@@ -22,8 +22,7 @@ STORAGES = ("sums", "replay")
 class ZoarState(NamedTuple):
     """State of :func:`zojax.zoar`: N + 1 slots, step n in slot n mod (N + 1).
 
-    N = history_size; a step is written to its slot before the slots are read, so that
-    a donated history is updated in place.
+    A step is written before slots are read, so that a donated history stays in place.
     """
 
     key: jax.Array  # uint32[2], raw words
@@ -125,12 +124,11 @@ def zoar(
     With S_n = sum_k (y_nk - m_n) u_nk / mu_n, T_n = sum_k u_nk / mu_n and m_n the mean
     of record n this is g = (1/M) sum_n [S_n + (m_n - b) T_n]: 2 (N + 1) vectors,
     whatever K is, or none where the directions are replayed from their keys. Values are
-    stored less an anchor, so that a large offset of f does no harm. At the start, means
-    run over what is there. K queries a step (2K if symmetric), none at params.
+    stored less an anchor, so that a large offset of f does no harm. K queries a step
+    (2K if symmetric), none at params.
 
-    Since b spans steps, the change of f over the window enters divided by mu: with a
-    history keep the steps small against mu (N lr |grad f| < mu for plain SGD), or
-    bounded, as R-AdaZO does.
+    Since b spans steps, the change of f over the window enters divided by mu: keep the
+    steps small against mu (N lr |grad f| < mu for plain SGD), or bounded, as R-AdaZO.
 
     Args:
       smoothing: mu > 0, in units of params, or a schedule; a past step keeps its own.
@@ -139,12 +137,10 @@ def zoar(
       history_size: N >= 0 steps beside the current one; 0 is the mean baseline alone.
       sampler: gaussian() by default, as in the paper; rademacher() is cheaper and has
         less variance.
-      storage: "sums" keeps (S_n, T_n), 2 (N + 1) vectors; "replay" keeps their 2K
-        weights a step and draws the N K past directions again: the same estimate to
-        rounding.
+      storage: "sums" keeps (S_n, T_n); "replay" keeps their 2K weights a step and draws
+        the N K past directions again: the same estimate to rounding.
       symmetric: query pairs theta +- mu u; K directions, 2K queries.
-      leave_one_out: multiply by M/(M-1), which undoes the shrinkage of a mean that
-        includes its own samples.
+      leave_one_out: multiply by M/(M-1), so that b does not shrink the estimate.
       clip: bound > 0 of the two parts of a directional derivative, (y - m_n) / mu and
         (m_n - b) / mu, or a schedule; None for none.
       key, shaping, chunk_size, axis_name, has_aux, aux_like: as in :func:`two_point`.

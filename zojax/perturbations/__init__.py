@@ -1,8 +1,7 @@
 """How a perturbation direction is drawn.
 
-Each factory returns a :class:`zojax.Sampler`, a bundle of pure functions of (key, k):
-``sampler(key, k, num_directions, params)`` draws row k of the matrix V named by key,
-and further fields say how a row is used without being held. All rows satisfy
+Each factory returns a :class:`zojax.Sampler`, a bundle of pure functions of (key, k)
+that draw row k of the matrix V named by key, and use it. All rows satisfy
 
     E[v v^T] = I    (so E|v|^2 = d, the number of trainable entries),
 

@@ -89,10 +89,8 @@ def replay_aligned(
 
     The directions are those of ``aligned(a, base)`` to rounding. Each is a combination
     of x_k and the u_j, whose coefficients need no more than a . a, x_k . a and
-    x_k . x_k: one pass over the noise, which holds two slices.
-
-    Weights f[J] are of the guide's directions, asked with ``key``; both samplers are
-    lazy(...), restricted or not, to the same leaves.
+    x_k . x_k: one pass over the noise, which holds two slices. Both samplers are
+    lazy(...), restricted to the same leaves or not at all.
 
     Source: arXiv 2510.19975, Algorithm 1; seed replay, arXiv 2305.17333.
     """
@@ -108,10 +106,9 @@ def replay_aligned(
         if a is None:
             return None
         if a.num_axes != x.num_axes:
-            raise ValueError(
-                "sampler and base must be lazy(...) with the same leaves stacked, which"
-                f" differ at a leaf of shape {jnp.shape(p)}"
-            )
+            accepted = "lazy(...) with the same leaves stacked"
+            found = f"others at a leaf of shape {jnp.shape(p)}"
+            raise ValueError(f"sampler and base must be {accepted}, got {found}")
         return _leaf_products(a, x, p)
 
     by_leaf = jax.tree.leaves(_map_terms(products, guide, rows, params))

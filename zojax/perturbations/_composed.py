@@ -1,45 +1,31 @@
 """Samplers made from samplers: aligned with a guide, restricted to some leaves."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zojax._keys import purpose_key
 from zojax._numerics import PyTree, normalize, reciprocal, tree_dot
+from zojax.perturbations import _sampler as samplers
 from zojax.perturbations._independent import gaussian
 from zojax.perturbations._noise import fair_signs
-from zojax.perturbations._sampler import (
-    Design,
-    Sampler,
-    check_holds_rows,
-    check_sampler,
-    from_rows,
-    sampler_at,
-)
 
 
 def check_mask(name: str, mask: PyTree) -> None:
     """Raises unless every leaf of a mask is a bool."""
     for leaf in jax.tree.leaves(mask):
         if not isinstance(leaf, (bool, np.bool_)):
-            raise ValueError(
-                f"{name} must be a pytree prefix of bools or a function"
-                f" returning one, got a leaf {leaf!r}"
-            )
+            accepted = "a pytree prefix of bools or a function returning one"
+            raise ValueError(f"{name} must be {accepted}, got a leaf {leaf!r}")
 
 
-def broadcast_mask(
-    name: str, mask: PyTree | Callable[[PyTree], PyTree], params: PyTree
-) -> PyTree:
+def broadcast_mask(name: str, mask: PyTree, params: PyTree) -> PyTree:
     """Returns a bool for each leaf of params from a prefix, or a function."""
     tree = mask(params) if callable(mask) else mask
     check_mask(name, tree)
+    spread = lambda flag, sub: jax.tree.map(lambda _: flag, sub)
     try:
-        return jax.tree.map(
-            lambda flag, sub: jax.tree.map(lambda _: flag, sub), tree, params
-        )
+        return jax.tree.map(spread, tree, params)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{name} must be a pytree prefix of params, got"
@@ -48,8 +34,8 @@ def broadcast_mask(
 
 
 def aligned(
-    guide: PyTree, base: Sampler | None = None, *, fixed_length: bool = False
-) -> Sampler:
+    guide: PyTree, base: samplers.Sampler | None = None, *, fixed_length: bool = False
+) -> samplers.Sampler:
     """Directionally aligned perturbations (DAP) around a guide a.
 
     Projects a base direction X onto the hyperplane a . v = xi |a|, xi a fair sign:
@@ -65,14 +51,13 @@ def aligned(
 
     Args:
       guide: pytree like params (at least at trainable leaves), of any finite scale: an
-        estimate of the gradient. It must not depend on the noise of ``base``.
+        estimate of the gradient, independent of the noise of ``base``.
       base: sampler of X whose rows may be held; gaussian() by default.
-      fixed_length: also fix the length. E[v v^T] = I then needs a rotation-invariant
-        base (gaussian or sphere).
+      fixed_length: E[v v^T] = I then needs a rotation-invariant base.
 
     Returns:
-      A sampler, of independent rows if base has them. If the guide is the gradient, the
-      MSE limit is |g|^2 (d-1)/K, with the error on the large entries reduced.
+      A sampler, of independent rows if base has them; MSE limit |g|^2 (d-1)/K for the
+      exact guide, with less error on the large entries.
 
     Raises:
       ValueError: for a base that is no sampler, or whose rows may not be held.
@@ -87,8 +72,8 @@ def aligned(
     Source: arXiv 2510.19975, Algorithm 1 (delta = 1).
     """
     base = gaussian() if base is None else base
-    check_sampler("base", base)
-    check_holds_rows("base", base)
+    samplers.check_sampler("base", base)
+    samplers.check_holds_rows("base", base)
 
     def draw(key, k, num_directions, params):
         x = base(key, k, num_directions, params)
@@ -99,32 +84,32 @@ def aligned(
 
         def combine(x_scale, unit_scale):
             def leaf(x, a):
-                wide = a.dtype
-                moved = jnp.asarray(x_scale, wide) * x.astype(wide)
-                return (moved + jnp.asarray(unit_scale, wide) * a).astype(x.dtype)
+                moved = jnp.asarray(x_scale, a.dtype) * x.astype(a.dtype)
+                return (moved + jnp.asarray(unit_scale, a.dtype) * a).astype(x.dtype)
 
             return jax.tree.map(leaf, x, unit)
 
         if not fixed_length:
             return combine(1.0, xi - along)
         d = sum(leaf.size for leaf in jax.tree.leaves(x))
-        projected = jax.tree.map(
-            lambda x, a: x.astype(a.dtype) - along.astype(a.dtype) * a, x, unit
-        )
+        across = lambda x, a: x.astype(a.dtype) - along.astype(a.dtype) * a
+        projected = jax.tree.map(across, x, unit)
         norm = jnp.sqrt(tree_dot(projected, projected))
         length = jnp.sqrt(jnp.where(usable, max(d - 1, 0), d).astype(along.dtype))
         stretch = xi * length * reciprocal(norm)
         return combine(stretch, xi - stretch * along)
 
     def at_step(key, count):
-        return aligned(guide, sampler_at(base, key, count), fixed_length=fixed_length)
+        return aligned(
+            guide, samplers.sampler_at(base, key, count), fixed_length=fixed_length
+        )
 
-    design: Design = "independent" if base.design == "independent" else "joint"
-    sampler = from_rows(draw, check=base.check, design=design)
+    design: samplers.Design = "independent" if base.design == "independent" else "joint"
+    sampler = samplers.from_rows(draw, check=base.check, design=design)
     return sampler if base.at_step is None else sampler._replace(at_step=at_step)
 
 
-def restrict(sampler: Sampler, mask: PyTree | Callable[[PyTree], PyTree]) -> Sampler:
+def restrict(sampler: samplers.Sampler, mask: PyTree) -> samplers.Sampler:
     """Restricts a sampler to the trainable leaves of params.
 
     Frozen leaves are not copied, not perturbed, get a zero gradient and do not count
@@ -132,8 +117,7 @@ def restrict(sampler: Sampler, mask: PyTree | Callable[[PyTree], PyTree]) -> Sam
 
     Args:
       sampler: any sampler.
-      mask: as in optax.masked: a pytree prefix of bools, True where trainable, or a
-        function params -> such a pytree.
+      mask: a pytree prefix of bools, True where trainable, or a function params -> one.
 
     Returns:
       A sampler whose directions hold None at frozen leaves.
@@ -143,15 +127,14 @@ def restrict(sampler: Sampler, mask: PyTree | Callable[[PyTree], PyTree]) -> Sam
 
     Example:
       >>> import jax, jax.numpy as jnp, zojax
-      >>> draw = zojax.perturbations.restrict(
-      ...     zojax.perturbations.rademacher(), {"head": True, "body": False})
-      >>> v = draw(jax.random.key(0), 0, 1, {"head": jnp.ones(2), "body": jnp.ones(3)})
-      >>> v["body"] is None
+      >>> signs = zojax.perturbations.rademacher()
+      >>> sampler = zojax.perturbations.restrict(signs, (True, False))
+      >>> sampler(jax.random.key(0), 0, 1, (jnp.ones(2), jnp.ones(3)))[1] is None
       True
 
     Source: the convention of optax.masked.
     """
-    check_sampler("sampler", sampler)
+    samplers.check_sampler("sampler", sampler)
     if not callable(mask):
         check_mask("mask", mask)
 
@@ -175,7 +158,7 @@ def restrict(sampler: Sampler, mask: PyTree | Callable[[PyTree], PyTree]) -> Sam
         return sampler.terms(key, k, num_directions, trainable(params))
 
     def at_step(key, count):
-        return restrict(sampler_at(sampler, key, count), mask)
+        return restrict(samplers.sampler_at(sampler, key, count), mask)
 
     return sampler._replace(
         row=row,

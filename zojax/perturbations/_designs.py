@@ -20,8 +20,8 @@ def orthogonal() -> Sampler:
     """Mutually orthogonal directions: v_j . v_k = 0 and |v|^2 = d.
 
     Rows of a block-diagonal Hadamard matrix (blocks of 2^q entries, the binary digits
-    of d) under fresh random signs of the columns, taken without replacement at equal
-    strides from a random start. In the block of size b that row r falls into,
+    of d) under random signs of the columns, taken without replacement at equal strides
+    from a random start. In the block of size b that row r falls into,
 
         v_ri = xi_r sqrt(d / b) (-1)^popcount(r & i) s_i,    0 in the other blocks,
 
@@ -75,14 +75,12 @@ def orthogonal() -> Sampler:
             wide = wide_dtype(dtype)
             inside = (i >= low) & (i - low < size)
             height = xi.astype(wide) * jnp.sqrt(d / size.astype(wide))
-            return jnp.where(
-                inside, height * _parity_sign((row - low) & (i - low), wide), 0
-            )
+            parity = _parity_sign((row - low) & (i - low), wide)
+            return jnp.where(inside, height * parity, 0)
 
         signs = draw_leaves(key, block, params, fair_signs)
-        return cast_like(
-            jax.tree.map(jnp.multiply, by_index(params, entry), signs), params
-        )
+        unsigned = by_index(params, entry)
+        return cast_like(jax.tree.map(jnp.multiply, unsigned, signs), params)
 
     return from_rows(draw, design="orthogonal")
 
@@ -93,9 +91,8 @@ def simplex() -> Sampler:
         v_kj = s_j (-1)^popcount(k & p_j),    k = 0..n-1,
 
     with random signs s_j and codes p_j in 1..n-1, spread as evenly as possible over the
-    entries. Since the rows sum to zero, an offset of f cancels and no query at params
-    is needed: use it with ``difference="mean"``, for which it is unbiased as it stands.
-    Two points are antithetic SPSA.
+    entries. Since the rows sum to zero, an offset of f cancels: ``difference="mean"``
+    is unbiased as it stands. Two points are antithetic SPSA.
 
     Returns:
       A sampler of a joint design of ``num_directions`` = n points, a power of two; MSE
@@ -116,10 +113,8 @@ def simplex() -> Sampler:
 
     def check(num_directions):
         if num_directions < 2 or num_directions & (num_directions - 1):
-            raise ValueError(
-                "num_directions must be a power of two >= 2 with simplex(), got"
-                f" {num_directions}"
-            )
+            accepted = "a power of two >= 2 with simplex()"
+            raise ValueError(f"num_directions must be {accepted}, got {num_directions}")
 
     def draw(key, k, num_directions, params):
         check(num_directions)
@@ -133,8 +128,7 @@ def simplex() -> Sampler:
             return _parity_sign(row & code, wide_dtype(dtype))
 
         signs = draw_leaves(key, 0, params, fair_signs)
-        return cast_like(
-            jax.tree.map(jnp.multiply, by_index(params, entry), signs), params
-        )
+        unsigned = by_index(params, entry)
+        return cast_like(jax.tree.map(jnp.multiply, unsigned, signs), params)
 
     return from_rows(draw, check=check, design="zero_sum")

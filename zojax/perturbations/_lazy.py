@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from zojax._keys import leaf_keys, slice_keys
 from zojax._numerics import PyTree, wide_dtype
 from zojax.perturbations._composed import broadcast_mask, check_mask
 from zojax.perturbations._entries import placed_like, trainable
-from zojax.perturbations._noise import draw_slices
+from zojax.perturbations._noise import Entries, draw_slices
 from zojax.perturbations._sampler import Sampler, check_entries, from_rows
 
 
@@ -23,17 +22,11 @@ from zojax.perturbations._sampler import Sampler, check_entries, from_rows
 )
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """sum_t scale_t u_t, T directions at one leaf, named by their keys.
+    """sum_t scale_t u_t, T directions at one leaf, named by their keys."""
 
-    Attributes:
-      key: uint32[slices..., T, 2], raw key words.
-      scale: f[slices..., T].
-      entries: (key, shape) -> noise of independent entries.
-    """
-
-    key: jax.Array
-    scale: jax.Array
-    entries: Callable[[jax.Array, tuple[int, ...]], jax.Array]
+    key: jax.Array  # uint32[slices..., T, 2], raw key words
+    scale: jax.Array  # f[slices..., T]
+    entries: Entries
 
     @property
     def num_axes(self) -> int:
@@ -77,29 +70,24 @@ class PerturbedArray:
     A pytree whose leaves share their first axes, of slices that draw noise of their
     own. So ``lax.scan`` and ``vmap`` go through it slice by slice, and ``x[i]`` picks
     slices; :func:`materialize` turns what is left into an array.
-
-    Attributes:
-      value: f[slices..., ...], the untouched parameter.
-      terms: what is to be added: keys of the noise, and mu times the sign of the query.
     """
 
-    value: jax.Array
-    terms: tuple[Term, ...]
+    value: jax.Array  # f[slices..., ...], the untouched parameter
+    terms: tuple[Term, ...]  # keys of the noise, and mu times the side of the query
 
-    def __getitem__(self, rows: Any) -> "PerturbedArray":
+    def __getitem__(self, which: Any) -> "PerturbedArray":
         """Picks along the first axis, which must be one of slices."""
         if self.terms[0].num_axes == 0:
             raise IndexError(
                 "this PerturbedArray is one slice: index zojax.materialize(x), or name"
                 " its leaf in lazy(..., stacked)"
             )
-        if isinstance(rows, tuple) and len(rows) > 1:
+        if isinstance(which, tuple) and len(which) > 1:
             raise IndexError("only the first axis of a PerturbedArray can be indexed")
-        return jax.tree.map(lambda leaf: leaf[rows], self)
+        return jax.tree.map(lambda leaf: leaf[which], self)
 
 
-def is_term(x: Any) -> bool:
-    return isinstance(x, Term)
+_is_term = lambda x: isinstance(x, Term)
 
 
 def materialize(tree: PyTree) -> PyTree:
@@ -142,19 +130,16 @@ def materialize(tree: PyTree) -> PyTree:
     return jax.tree.map(leaf, tree, is_leaf=lambda x: isinstance(x, PerturbedArray))
 
 
-def lazy(
-    base: Sampler, stacked: PyTree | Callable[[PyTree], PyTree] = False
-) -> Sampler:
+def lazy(base: Sampler, stacked: PyTree = False) -> Sampler:
     """Directions that are drawn where they are used, never held whole.
 
-    With this sampler, an estimator gives value_fn no perturbed copy: trainable leaves
-    are :class:`PerturbedArray`, to be drawn with :func:`zojax.materialize` where they
-    are used, one layer at a time inside a ``lax.scan`` over layers, say. The memory of
-    a step is then that of the forward pass.
+    With this sampler value_fn gets no perturbed copy: trainable leaves are
+    :class:`PerturbedArray`, to be drawn with :func:`zojax.materialize` where they are
+    used, one layer at a time inside a ``lax.scan`` over layers, say. The memory of a
+    step is then that of the forward pass.
 
     A leaf that is ``stacked`` draws each slice along its first axis from a key of its
-    own, as layers under a scan need, or a table of which few rows are used
-    (``materialize(embed[tokens])``); others are drawn whole.
+    own, as layers under a scan need, or a table (``materialize(embed[tokens])``).
 
     Args:
       base: gaussian() or rademacher(): the noise of independent entries.
@@ -167,8 +152,7 @@ def lazy(
       each slice's noise; with 1 they take turns, at the memory of one.
 
     Raises:
-      ValueError: for a base whose entries are not independent, or a mask that holds
-        anything but bools or does not fit params.
+      ValueError: for a base without entries, or a mask that does not fit.
 
     Example:
       >>> import jax.numpy as jnp, optax, zojax
@@ -209,13 +193,13 @@ def lazy(
 
         def moved(scale):
             leaf = lambda term, p: PerturbedArray(jnp.asarray(p), (term.times(scale),))
-            return jax.tree.map(leaf, found, params, is_leaf=is_term)
+            return jax.tree.map(leaf, found, params, is_leaf=_is_term)
 
         return moved
 
     def row(key, k, num_directions, params):
         noise = lambda term, leaf: term.draw(0, leaf, jnp.result_type(leaf))
         found = terms(key, k, num_directions, params)
-        return jax.tree.map(noise, found, params, is_leaf=is_term)
+        return jax.tree.map(noise, found, params, is_leaf=_is_term)
 
     return from_rows(row)._replace(line=line, terms=terms, holds_rows=False)

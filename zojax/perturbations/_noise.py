@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +12,11 @@ from zojax._keys import KEY_IMPL, leaf_keys
 from zojax._numerics import PyTree, on_cpu, wide_dtype
 from zojax.perturbations._entries import placed_like, trainable
 
+Entries = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+"""(key, shape) -> float32 noise of independent entries."""
 
-def draw_slices(
-    draw: Callable[[jax.Array, tuple[int, ...]], jax.Array],
-    words: jax.Array,
-    shape: tuple[int, ...],
-) -> jax.Array:
+
+def draw_slices(draw: Entries, words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draws the noise of each slice from its key words, uint32[slices..., 2]."""
     one = lambda data: draw(jax.random.wrap_key_data(data, impl=KEY_IMPL), shape)
     slices = words.shape[:-1]
@@ -25,29 +26,31 @@ def draw_slices(
     return noise.reshape(slices + shape)
 
 
-def draw_leaves(
-    key: jax.Array,
-    k: jax.Array | int,
-    params: PyTree,
-    draw: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+def map_keys(
+    function: Callable[[jax.Array, Any], Any], key: jax.Array, k: Any, params: PyTree
 ) -> PyTree:
-    """Draws float32 noise for each leaf, as wide as the leaf or wider."""
+    """function(key of row k at the leaf, leaf) over leaves; of ks[n], keys[n]."""
     leaves = trainable(params)
     if not leaves:
         return params
-    row_keys = leaf_keys(key, k, [name for name, _ in leaves])
+    keys_of = partial(leaf_keys, key, names=[name for name, _ in leaves])
+    keys = jax.vmap(keys_of, out_axes=1)(k) if jnp.ndim(k) else keys_of(k)
+    new = [function(keys[i], leaf) for i, (_, leaf) in enumerate(leaves)]
+    return jax.tree.unflatten(jax.tree.structure(params), new)
+
+
+def draw_leaves(key: jax.Array, k: Any, params: PyTree, draw: Entries) -> PyTree:
+    """Draws float32 noise for each leaf, as wide as the leaf or wider."""
 
     def one(key, leaf):
         whole = placed_like(leaf, lambda key: draw(key, jnp.shape(leaf)))
         return whole(key).astype(wide_dtype(jnp.result_type(leaf)))
 
-    noise = [one(row_keys[i], leaf) for i, (_, leaf) in enumerate(leaves)]
-    return jax.tree.unflatten(jax.tree.structure(params), noise)
+    return map_keys(one, key, k, params)
 
 
 # On a CPU JAX holds the random words of a whole batch of draws, which costs memory and,
 # beyond the cache, time: from this many entries on the draws of a batch take turns.
-# A GPU draws where the numbers are used.
 LARGE_DRAW = 2**18
 
 

@@ -19,10 +19,9 @@ Line = Callable[[jax.Array], PyTree]
 class Sampler(NamedTuple):
     """How the rows of a K x d matrix V of perturbation directions are drawn and used.
 
-    Rows satisfy E[v v^T] = I, and row k is a pure function of (key, k), so that it can
-    be drawn again at any time. A sampler reads shapes, dtypes and places of params,
-    never values. Calling it draws a row. :func:`from_rows` makes one from a function
-    of one's own.
+    Rows satisfy E[v v^T] = I, and row k is a pure function of (key, k) and of shapes,
+    dtypes and places of params: it can be drawn again at any time. Calling a sampler
+    draws a row; :func:`from_rows` makes one from a function of one's own.
 
     Attributes:
       row: (key, k, K, params) -> v_k, a pytree like params, None at frozen leaves.
@@ -69,21 +68,17 @@ class Sampler(NamedTuple):
 def check_sampler(name: str, sampler: Any) -> None:
     """Raises unless the argument of this name is a sampler."""
     if not isinstance(sampler, Sampler):
-        raise ValueError(
-            f"{name} must be a zojax.Sampler, as zojax.perturbations.gaussian() returns"
-            " and zojax.perturbations.from_rows(row) makes from a function that draws"
-            f" a row, got {sampler!r}"
-        )
+        way = "zojax.perturbations.from_rows(row) makes one from a function"
+        raise ValueError(f"{name} must be a zojax.Sampler ({way}), got {sampler!r}")
 
 
 def check_entries(name: str, sampler: Any) -> None:
     """Raises unless the entries of the sampler's rows are independent."""
     check_sampler(name, sampler)
     if sampler.entries is None:
-        raise ValueError(
-            f"{name} must be gaussian() or rademacher(), samplers whose entries are"
-            f" independent (restrict goes outside), got {sampler!r}"
-        )
+        accepted = "gaussian() or rademacher(), of independent entries"
+        advice = "restrict goes outside"
+        raise ValueError(f"{name} must be {accepted} ({advice}), got {sampler!r}")
 
 
 def check_holds_rows(name: str, sampler: Sampler) -> None:
@@ -91,9 +86,8 @@ def check_holds_rows(name: str, sampler: Sampler) -> None:
     if not sampler.holds_rows:
         raise ValueError(
             f"{name} must be a sampler whose rows may be held: an aligned direction is"
-            " formed whole, which lazy(...) and low_rank(...) are there to avoid. For"
-            f' lazy(...) there is dap(storage="replay"); from_rows({name}.row) holds'
-            f" the rows all the same, got {sampler!r}"
+            " formed whole, which lazy(...) and low_rank(...) avoid. There is"
+            f' dap(storage="replay"); or from_rows({name}.row), held; got {sampler!r}'
         )
 
 
@@ -163,13 +157,10 @@ def from_rows(
     """Makes a sampler from a function that draws one row, E[v v^T] = I.
 
     Args:
-      row: (key, k, K, params) -> v_k, a pytree like params, None at frozen leaves: a
-        pure function of (key, k) and of the shapes and dtypes of params.
-      check, design: as in :class:`Sampler`.
+      row, check, design: as in :class:`Sampler`.
 
     Returns:
-      A sampler whose rows may be held. ``from_rows(lazy(base).row)`` has the rows of
-      lazy(base), held.
+      A sampler whose rows may be held: of ``from_rows(lazy(base).row)`` they are.
 
     Raises:
       ValueError: if row is not callable, or design is not known.

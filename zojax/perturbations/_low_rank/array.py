@@ -20,19 +20,12 @@ HIGHEST = jax.lax.Precision.HIGHEST
 )
 @dataclasses.dataclass(frozen=True)
 class LowRankArray:
-    """value + scale * a b^T, with one pair of factors for each matrix of a stack.
+    """value + scale * a b^T, with one pair of factors for each matrix of a stack."""
 
-    Attributes:
-      value: f[..., m, n], the untouched parameter.
-      a: f[..., m, r], in at least float32.
-      b: f[..., n, r], in at least float32.
-      scale: f[], mu times the sign of the query.
-    """
-
-    value: jax.Array
-    a: jax.Array
-    b: jax.Array
-    scale: jax.Array
+    value: jax.Array  # f[..., m, n], the untouched parameter
+    a: jax.Array  # f[..., m, r], in at least float32
+    b: jax.Array  # f[..., n, r], in at least float32
+    scale: jax.Array  # f[], mu times the side of the query
 
 
 def is_factored(x: Any) -> bool:

@@ -39,20 +39,15 @@ Rule = Callable[..., Any]
 
 
 def _replaced(x: LowRankArray, function: Callable, *args: Any) -> LowRankArray:
-    """Applies one function of arrays to all three parts; args are one for each."""
+    """One function of all three parts; args have one entry for each."""
     value, a, b = map(function, (x.value, x.a, x.b), *args)
     return LowRankArray(value, a, b, x.scale)
 
 
-def _shape_of(eqn: JaxprEqn) -> Any:
-    """Shape and dtype of the first output."""
-    return eqn.outvars[0].aval
-
-
 def _by_axis(x: LowRankArray, along: tuple, rank: Any) -> tuple[tuple, tuple, tuple]:
     """What is given for each axis of x, for each axis of value, a and b."""
-    *leading, rows, columns = along
-    return tuple(along), (*leading, rows, rank), (*leading, columns, rank)
+    *leading, m, n = along
+    return tuple(along), (*leading, m, rank), (*leading, n, rank)
 
 
 def _dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
@@ -69,8 +64,9 @@ def _dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
     matrix, x = (lhs, rhs) if left else (rhs, lhs)
     contracted = contract_lhs if left else contract_rhs
     batch = batch_lhs if left else batch_rhs
-    rows = matrix.value.ndim - 2
-    if len(contracted) != 1 or contracted[0] < rows or any(i >= rows for i in batch):
+    m_axis = matrix.value.ndim - 2
+    stacked = all(i < m_axis for i in batch)
+    if len(contracted) != 1 or contracted[0] < m_axis or not stacked:
         return None
 
     letters = iter(string.ascii_letters)
@@ -79,8 +75,8 @@ def _dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
         (*batch_lhs, *contract_lhs), (*batch_rhs, *contract_rhs), strict=True
     ):
         shared[0, i] = shared[1, j] = next(letters)
-    names = lambda side, ndim: [
-        shared[side, i] if (side, i) in shared else next(letters) for i in range(ndim)
+    names = lambda which, ndim: [
+        shared[which, i] if (which, i) in shared else next(letters) for i in range(ndim)
     ]
     ndim = lambda x: x.value.ndim if is_factored(x) else jnp.ndim(x)
     lhs_names, rhs_names = names(0, ndim(lhs)), names(1, ndim(rhs))
@@ -91,7 +87,7 @@ def _dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
     of_matrix, of_x = (lhs_names, rhs_names) if left else (rhs_names, lhs_names)
     _, of_a, of_b = _by_axis(matrix, tuple(of_matrix), r)
     near, far = (matrix.a, of_a), (matrix.b, of_b)
-    if contracted[0] != rows:
+    if contracted[0] != m_axis:
         near, far = far, near
     between = [n for n in out if n != far[1][-2]] + [r]
 
@@ -104,7 +100,8 @@ def _dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
         return jnp.einsum(equation, x[0], y[0], precision=precision)
 
     noise = einsum((einsum((x, of_x), near, between), between), far, out)
-    dtype = _shape_of(eqn).dtype
+    out_aval: Any = eqn.outvars[0].aval
+    dtype = out_aval.dtype
     value = jax.lax.dot_general(
         *((matrix.value, x) if left else (x, matrix.value)),
         **{**eqn.params, "preferred_element_type": wide_dtype(dtype)},
@@ -114,11 +111,11 @@ def _dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
 
 def _transpose(eqn: JaxprEqn, x: LowRankArray) -> LowRankArray | None:
     order = eqn.params["permutation"]
-    rows, columns = len(order) - 2, len(order) - 1
-    if set(order[-2:]) != {rows, columns}:
+    m_axis, n_axis = len(order) - 2, len(order) - 1
+    if set(order[-2:]) != {m_axis, n_axis}:
         return None
-    factors = (*order[:-2], rows, columns)
-    swapped = order[-1] == rows
+    factors = (*order[:-2], m_axis, n_axis)
+    swapped = order[-1] == m_axis
     value = jnp.transpose(x.value, order)
     a, b = (jnp.transpose(leaf, factors) for leaf in (x.a, x.b))
     return LowRankArray(value, *((b, a) if swapped else (a, b)), x.scale)
@@ -165,10 +162,10 @@ def _split(eqn: JaxprEqn, x: LowRankArray) -> list[LowRankArray]:
         jax.lax.slice_in_dim(leaf, end - int(size), end, axis=axis)
         for end, size in zip(ends, sizes, strict=True)
     ]
-    rows = x.value.ndim - 2
+    m_axis = x.value.ndim - 2
     whole = lambda leaf: [leaf] * len(sizes)
-    a = whole(x.a) if axis == rows + 1 else cut(x.a, axis)
-    b = whole(x.b) if axis == rows else cut(x.b, min(axis, rows))
+    a = whole(x.a) if axis == m_axis + 1 else cut(x.a, axis)
+    b = whole(x.b) if axis == m_axis else cut(x.b, min(axis, m_axis))
     parts = zip(cut(x.value, axis), a, b, strict=True)
     return [LowRankArray(*part, x.scale) for part in parts]
 
@@ -188,37 +185,33 @@ def _reshape(eqn: JaxprEqn, x: LowRankArray) -> LowRankArray | None:
 
 
 def _gather(eqn: JaxprEqn, x: Any, indices: Any) -> Any:
-    """Rows or columns of a matrix, as arrays; or matrices of a stack, as factors."""
+    """Slices of a matrix, as arrays; or matrices of a stack, as factors."""
     if is_factored(indices):
         return None
     params = dict(eqn.params)
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     shape, rank = x.value.shape, x.a.shape[-1]
-    moved = {*numbers.start_index_map, *numbers.collapsed_slice_dims}
-    moved |= set(numbers.operand_batching_dims)
+    dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    moved = dropped | {*numbers.start_index_map}
     whole = [i for i, n in enumerate(shape) if i not in moved and sizes[i] == n]
-    kept = [
-        i
-        for i in range(len(shape))
-        if i not in numbers.collapsed_slice_dims
-        and i not in numbers.operand_batching_dims
-    ]
+    kept = [i for i in range(len(shape)) if i not in dropped]
 
     def gather(operand, sizes, **options):
         return jax.lax.gather(
             operand, indices, **{**params, "slice_sizes": sizes, **options}
         )
 
-    rows, columns = len(shape) - 2, len(shape) - 1
-    if rows in whole and columns in whole:
-        ndim = len(_shape_of(eqn).shape)
+    m_axis, n_axis = len(shape) - 2, len(shape) - 1
+    if m_axis in whole and n_axis in whole:
+        out_aval: Any = eqn.outvars[0].aval
+        ndim = out_aval.ndim
         if numbers.offset_dims[-2:] != (ndim - 2, ndim - 1):
             return None
         return _replaced(x, gather, _by_axis(x, sizes, rank))
     if len(shape) != 2 or len(whole) != 1:
         return None
     (axis,) = whole
-    near, far = (x.a, x.b) if axis == columns else (x.b.T, x.a)
+    near, far = (x.a, x.b) if axis == n_axis else (x.b.T, x.a)
     sizes_near = tuple(rank if i == axis else n for i, n in enumerate(sizes))
     # Beyond the bounds the value alone says what is filled in.
     near = gather(near, sizes_near, fill_value=0)
@@ -250,7 +243,7 @@ def _scan(eqn: JaxprEqn, *inputs: Any) -> list:
     params = eqn.params
     consts, init, xs = _scan_inputs(params, inputs)
     init = [formed(x) for x in init]
-    # A slice of a matrix is a row, which has no factors of its own.
+    # A slice of a matrix has no factors of its own.
     xs = [formed(x) if is_factored(x) and x.value.ndim < 3 else x for x in xs]
     scales = [x.scale if is_factored(x) else None for x in xs]
     parts = [(x.value, x.a, x.b) if is_factored(x) else x for x in xs]
@@ -265,14 +258,8 @@ def _scan(eqn: JaxprEqn, *inputs: Any) -> list:
         outputs = [formed(x) for x in outputs]
         return outputs[: len(init)], outputs[len(init) :]
 
-    carry, ys = jax.lax.scan(
-        step,
-        init,
-        parts,
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
-    )
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    carry, ys = jax.lax.scan(step, init, parts, **options)
     return [*carry, *ys]
 
 
@@ -288,20 +275,9 @@ _RULES: dict[str, Rule] = {
     "gather": _gather,
     "scan": _scan,
     **dict.fromkeys(("copy", "copy_p", "name", "stop_gradient"), lambda eqn, x: x),
-    **dict.fromkeys(
-        (
-            "jit",
-            "pjit",
-            "closed_call",
-            "core_call",
-            "checkpoint",
-            "remat2",
-            "custom_jvp_call",
-            "custom_vjp_call",
-            "custom_vjp_call_jaxpr",
-        ),
-        _call,
-    ),
+    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call"), _call),
+    **dict.fromkeys(("checkpoint", "remat2", "custom_jvp_call"), _call),
+    **dict.fromkeys(("custom_vjp_call", "custom_vjp_call_jaxpr"), _call),
 }
 
 

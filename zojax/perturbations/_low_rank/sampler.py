@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from zojax._checks import check_int
-from zojax._keys import leaf_keys
 from zojax._numerics import contract, wide_dtype
-from zojax.perturbations._entries import cast_like, placed_like, trainable
+from zojax.perturbations._entries import cast_like, placed_like
 from zojax.perturbations._independent import gaussian
 from zojax.perturbations._low_rank.array import (
     HIGHEST,
@@ -19,6 +18,7 @@ from zojax.perturbations._low_rank.array import (
     product,
 )
 from zojax.perturbations._low_rank.interpreter import of_factors
+from zojax.perturbations._noise import map_keys
 from zojax.perturbations._sampler import Sampler, check_entries, from_rows
 
 # So many outer products are added elementwise, which fuses with the update of params
@@ -40,7 +40,7 @@ def _weighted_products(weights: jax.Array, a: jax.Array, b: jax.Array) -> jax.Ar
             for j in range(rank)
         ]
         return functools.reduce(jnp.add, terms)
-    # One product, over rows and rank together: [m, K r] times [K r, n].
+    # One product, over K and rank together: [m, K r] times [K r, n].
     lead = string.ascii_uppercase[: a.ndim - 3]
     equation = f"...k{lead}mr,k{lead}nr->...{lead}mn"
     return jnp.einsum(equation, weighted, b, precision=HIGHEST)
@@ -61,23 +61,21 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
 
         x (W + mu v) = x W + mu (x A) B^T / sqrt(r),
 
-    for all directions at once with the same W. So with ``chunk_size=None`` a step of K
-    directions holds the weights once. Products (``dot_general``) with a matrix axis,
-    embedding lookups, transposes, casts, slices, and these under ``jit``, ``scan`` and
-    ``jax.checkpoint`` keep the factors. Elsewhere (elementwise use of a matrix,
-    convolutions, ``cond`` and ``while_loop``) W + mu v is formed, for each direction.
-    In low precision the factors stay in float32: mu v is not rounded with W.
+    for all directions at once with the same W. Products (``dot_general``) with a matrix
+    axis, embedding lookups, transposes, casts, slices, and these under ``jit``,
+    ``scan`` and ``jax.checkpoint`` keep the factors. Elsewhere (elementwise use of a
+    matrix, convolutions, ``cond`` and ``while_loop``) W + mu v is formed, for each
+    direction. The factors stay in float32: mu v is not rounded with W.
 
     Args:
-      rank: r, 1 or more; rows of rank min(m, n) and beyond are possible.
+      rank: r, 1 or more; min(m, n) and beyond are possible.
       base: gaussian() (the default) or rademacher(): the law of the entries.
 
     Returns:
       A sampler of independent rows.
 
     Raises:
-      ValueError: for a rank that is no int >= 1, or a base whose entries are not
-        independent.
+      ValueError: for a rank that is no int >= 1, or a base without entries.
 
     Example:
       >>> import jax, jax.numpy as jnp, zojax
@@ -97,24 +95,15 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
 
     def factors(key, leaf):
         """A / sqrt(r) and B, so that v = a b^T."""
-        *leading, rows, columns = jnp.shape(leaf)
+        *leading, m, n = jnp.shape(leaf)
         wide = wide_dtype(jnp.result_type(leaf))
         of_a, of_b = jax.random.split(key)
-        a = entries(of_a, (*leading, rows, rank)).astype(wide) / math.sqrt(rank)
-        return a, entries(of_b, (*leading, columns, rank)).astype(wide)
+        a = entries(of_a, (*leading, m, rank)).astype(wide) / math.sqrt(rank)
+        return a, entries(of_b, (*leading, n, rank)).astype(wide)
 
     def whole(key, leaf):
         noise = placed_like(leaf, lambda key: entries(key, jnp.shape(leaf)))(key)
         return noise.astype(jnp.result_type(leaf))
-
-    def each(function, params, keys_of):
-        """Maps (key, leaf) -> new leaf over trainable leaves."""
-        leaves = trainable(params)
-        if not leaves:
-            return params
-        keys = keys_of([name for name, _ in leaves])
-        new = [function(keys[i], leaf) for i, (_, leaf) in enumerate(leaves)]
-        return jax.tree.unflatten(jax.tree.structure(params), new)
 
     def row(key, k, num_directions, params):
         def leaf_of(key, leaf):
@@ -122,14 +111,13 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
                 return whole(key, leaf)
             return placed_like(leaf, product)(*factors(key, leaf))
 
-        drawn = each(leaf_of, params, lambda names: leaf_keys(key, k, names))
-        return cast_like(drawn, params)
+        return cast_like(map_keys(leaf_of, key, k, params), params)
 
     def line(key, k, num_directions, params):
         def draws_of(key, leaf):
             return whole(key, leaf) if jnp.ndim(leaf) < 2 else factors(key, leaf)
 
-        draws = each(draws_of, params, lambda names: leaf_keys(key, k, names))
+        draws = map_keys(draws_of, key, k, params)
 
         def moved(scale):
             def leaf_at(leaf, drawn):
@@ -154,10 +142,7 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
             sums = placed_like(leaf, _weighted_products, weights.ndim - 1)
             return sums(weights.astype(wide), a, b)
 
-        keys_of = lambda names: jax.vmap(
-            lambda k: leaf_keys(key, k, names), out_axes=1
-        )(ks)
-        return each(leaf_of, params, keys_of)
+        return map_keys(leaf_of, key, ks, params)
 
     return from_rows(row)._replace(
         line=line, combine=combine, adapt=of_factors, holds_rows=False
