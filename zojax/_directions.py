@@ -66,7 +66,8 @@ class Directions:
 def check_directions(directions: Directions) -> None:
     """Raises unless the argument is a V."""
     if not isinstance(directions, Directions):
-        raise ValueError(f"directions must be a zojax.Directions, got {directions!r}")
+        accepted = "a zojax.Directions(sampler, key, num_directions)"
+        raise ValueError(f"directions must be {accepted}, got {directions!r}")
 
 
 def direction_shapes(
