@@ -115,11 +115,9 @@ def dap(
     num_rough = round(split * num_directions) if guide == "rough" else 0
     num_aligned = num_directions - num_rough
     if guide == "rough" and not 0 < num_rough < num_directions:
-        found = (
-            f"split={split!r} with num_directions={num_directions}: {num_rough} rough"
-        )
-        advice = "split must leave a direction to each stage"
-        raise ValueError(f"{advice}, got {found} and {num_aligned} aligned")
+        stages = f"{num_rough} rough and {num_aligned} aligned"
+        given = f"split={split!r} with num_directions={num_directions}: {stages}"
+        raise ValueError(f"split must leave a direction to each stage, got {given}")
     _check_samplers(guide, storage, sampler, base)
     V = Directions(base, key, num_aligned, chunk_size, axis_name)
     sides = rounds.sides_of(difference)

@@ -25,10 +25,8 @@ def orthogonal() -> Sampler:
 
         v_ri = xi_r sqrt(d / b) (-1)^popcount(r & i) s_i,    0 in the other blocks,
 
-    xi_r a fair sign of the row, so that a baseline from other rows is unbiased.
-
-    Rows need no storage: each is O(d) work from (key, k). More directions than
-    dimensions come in blocks of d rows, each block with signs of its own.
+    xi_r a fair sign of the row, so that a baseline from other rows is unbiased. More
+    than d rows come in blocks of d, each block with signs of its own.
 
     Returns:
       A sampler of a joint design; MSE limit |g|^2 (d/K - 1) for K <= d, exactly 0 at
