@@ -223,13 +223,6 @@ ESTIMATORS: dict[str, Case] = {
         ),
         K,
     ),
-    "from_rows": Case(
-        zojax.two_point,
-        lambda wrap: zojax.two_point(
-            MU, K, key=1, sampler=wrap(from_rows(rademacher().row)), clip=10.0
-        ),
-        K + 1,
-    ),
     "spsa": Case(
         zojax.spsa,
         lambda wrap: zojax.spsa(

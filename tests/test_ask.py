@@ -94,7 +94,7 @@ def test_told_is_called(name):
     assert 0 < failed < 20 * ESTIMATORS[name].num_queries
 
 
-KILLED = ["zoar", "dap"]
+KILLED = ["zoar"]
 
 
 def first_asked(name, folder):

@@ -36,7 +36,10 @@ SAMPLERS = {
         )
     ),
 }
-SAMPLERS |= {f"restricted {name}": restrict(s, MASK) for name, s in SAMPLERS.items()}
+RESTRICTED = ("gaussian", "aligned", "lazy, stacked", "low rank")
+SAMPLERS |= {
+    f"restricted {name}": restrict(SAMPLERS[name], MASK) for name in RESTRICTED
+}
 
 
 def formed(sampler, point):
