@@ -86,9 +86,10 @@ def normalize(guide: PyTree, like: PyTree) -> tuple[PyTree, jax.Array]:
     peaks = [jnp.max(jnp.abs(a), initial=0) for a in jax.tree.leaves(kept)]
     peak = jnp.max(jnp.stack(peaks)) if peaks else jnp.zeros(())
     usable = jnp.isfinite(peak) & (peak > 0)
-    divisor = jnp.where(usable, peak, 1)
-    bound = lambda a: jnp.where(usable, a / divisor.astype(a.dtype), 0)
-    bounded = jax.tree.map(bound, kept)
+    bounded = jax.tree.map(
+        lambda a: jnp.where(usable, a / jnp.where(usable, peak, 1).astype(a.dtype), 0),
+        kept,
+    )
     norm = jnp.sqrt(tree_dot(bounded, bounded))
     return scale(bounded, reciprocal(norm)), usable
 

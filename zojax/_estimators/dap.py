@@ -205,8 +205,7 @@ def _check_samplers(guide: str, storage: str, sampler: Sampler, base: Sampler) -
     if storage == "sums":
         check_holds_rows("base", base)
     elif guide != "rough":
-        accepted = f'"sums" with guide={guide!r}, which has no rough stage to replay'
-        raise ValueError(f'storage must be {accepted}, got "replay"')
+        raise ValueError(f'storage must be "sums" with guide={guide!r}, got "replay"')
     for name, given in (("sampler", sampler), ("base", base)):
         if storage == "replay" and given.terms is None:
             accepted = 'zojax.perturbations.lazy(...) with storage="replay"'
