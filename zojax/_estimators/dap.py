@@ -115,8 +115,8 @@ def dap(
     num_rough = round(split * num_directions) if guide == "rough" else 0
     num_aligned = num_directions - num_rough
     if guide == "rough" and not 0 < num_rough < num_directions:
-        stages = f"{num_rough} rough and {num_aligned} aligned"
-        given = f"split={split!r} with num_directions={num_directions}: {stages}"
+        left = f"{num_rough} rough and {num_aligned} aligned"
+        given = f"split={split!r} with num_directions={num_directions}: {left}"
         raise ValueError(f"split must leave a direction to each stage, got {given}")
     _check_samplers(guide, storage, sampler, base)
     V = Directions(base, key, num_aligned, chunk_size, axis_name)
