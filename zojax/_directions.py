@@ -198,7 +198,6 @@ def combine(weights: jax.Array, params: PyTree, directions: Directions) -> PyTre
     """
     weights = checked_weights(weights, directions, None)
     V, spread = directions, over(directions.axis_name)
-
     add = lambda w, params, key: spread.total(_own_sum(w, params, V._at(key)))
     return drop_non_finite(spread.run(add, weights, params, V.key))
 
@@ -262,7 +261,6 @@ def add_directions(
     weights, V = checked_weights(weights, directions, 1), directions
     if V.axis_name is not None:
         raise ValueError(f"axis_name must be None to add there, got {V.axis_name!r}")
-
     kept = lambda new, old: jnp.where(jnp.isfinite(new), new, old)
 
     def add(params, one):

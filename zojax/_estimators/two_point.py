@@ -210,7 +210,8 @@ def value_and_grad(
 
     Args:
       value_fn: (params, *args, **kwargs) -> scalar, or (scalar, aux) with ``has_aux``.
-      others: as in :func:`two_point`, without schedules.
+      smoothing, num_directions, sampler, difference, clip, shaping, chunk_size,
+        axis_name, has_aux: as in :func:`two_point`, without schedules.
 
     Returns:
       A function that returns (value, gradient like params), or ((value, aux), gradient)
