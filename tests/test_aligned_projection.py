@@ -118,9 +118,9 @@ def with_guide():
 
 
 def test_a_guide_inside_the_span_of_the_other_rows_adds_nothing():
-    """The projection is that on rows 1..K-1, without rounding blown up by 1/0."""
+    """Row 0 stays that of orthogonal(), without rounding blown up by 1/0."""
     v, _ = with_guide()(np.zeros(8))
-    expected = projection(v[1:], SLOPE)
+    expected = projection(v, SLOPE)
     for weights in (
         [0.0, 1.0, 0.0],
         [1.0, 2.0, 3.0],
@@ -278,12 +278,14 @@ def test_bad_values_are_left_out():
     num, x = 5, jnp.zeros(8)
     drawn = rows(0, num, x)
     up = (drawn[1:] > 0).sum(axis=0)
-    # Along one entry some fresh rows move up and the guide does not move at all;
-    # along another the guide moves up and some fresh rows do not.
-    still = int(np.argmax((up > 0) & (up < num - 1)))
+    # Along one entry some fresh rows move up and what the guide adds to them does not;
+    # along another it moves up and some fresh rows do not.
     guide = np.sin(1.0 + np.arange(8.0))
-    guide[still] = 0.0
-    pushed = int(np.argmax(np.where(up < num - 1, guide, -np.inf)))
+    added = guide - projection(drawn[1:], guide)
+    added *= np.sqrt(8.0) / np.linalg.norm(added)
+    some = (up > 0) & (up < num - 1)
+    still = int(np.argmin(np.where(some, added, np.inf)))
+    pushed = int(np.argmax(np.where(some, added, -np.inf)))
 
     def f(z, limit, entry):
         return jnp.where(z[entry] > limit, jnp.nan, jnp.dot(jnp.asarray(SLOPE), z))
@@ -299,7 +301,7 @@ def test_bad_values_are_left_out():
     for state, entry in ((fresh, still), (guided, still), (guided, pushed)):
         v = rows(0, num, x)
         if state is guided:
-            v[0] = guide * np.sqrt(8.0) / np.linalg.norm(guide)
+            v[0] = added
         keep = 0.1 * v[:, entry] <= 0.05
         assert keep[1:].any()
         assert keep.sum() < num

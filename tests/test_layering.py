@@ -10,17 +10,18 @@ import pytest
 import zojax
 
 ROOT = Path(zojax.__file__).parent
-BASE = {"_checks", "_keys", "_numerics"}
+BASE = {"_checks", "_keys", "_loops", "_numerics"}
 ASKING = {"_directions", "_evaluation", "_mesh_axis", "_objective"}
 # Each room: the rooms it may import from, and the packages.
 ALLOWED = {
     "_keys": (set(), {"jax", "numpy"}),
-    "_numerics": (set(), {"jax"}),
+    "_numerics": ({"_checks"}, {"jax", "numpy"}),
+    "_loops": ({"_numerics"}, {"jax", "numpy"}),
     "_checks": (set(), {"jax", "numpy"}),
     "weights": (set(), {"jax"}),
     "_radazo": (BASE, {"jax", "optax"}),
     "perturbations": (BASE, {"jax", "numpy"}),
-    "_objective": ({"_numerics"}, {"jax", "optax"}),
+    "_objective": ({"_checks", "_numerics"}, {"jax", "optax"}),
     "_mesh_axis": ({"_numerics"}, {"jax"}),
     "_directions": (
         BASE | {"_mesh_axis", "_objective", "perturbations"},
@@ -28,7 +29,8 @@ ALLOWED = {
     ),
     "_evaluation": (BASE | ASKING | {"perturbations"}, {"jax", "numpy"}),
     "queries": (ASKING, set()),
-    "_check_smoothing": (BASE | {"_objective", "perturbations"}, {"jax"}),
+    "_check_smoothing": (BASE | {"_objective", "perturbations"}, {"jax", "numpy"}),
+    "nnx": ({"_objective"}, {"flax"}),  # imported by those who have flax, not by us
     "_estimators": (
         BASE | ASKING | {"perturbations", "weights"},
         {"jax", "numpy", "optax"},
@@ -80,7 +82,7 @@ def test_imports_follow_the_layers(file):
 # gives them (_sampler) and _mesh_axis for devices. _keys and _noise map over leaf keys;
 # _low_rank, _lazy and _aligned_replay over parts of rows that are never held; the
 # interpreter runs the loops of other people's programs.
-MAPPING = {"_directions", "_evaluation", "_keys", "_mesh_axis"}
+MAPPING = {"_directions", "_evaluation", "_keys", "_loops", "_mesh_axis"}
 PARTS = ("_sampler", "_noise", "_aligned_replay", "_lazy")
 PARTS += ("_low_rank/interpreter", "_low_rank/sampler")
 MAPPING |= {f"perturbations/{name}" for name in PARTS}

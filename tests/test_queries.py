@@ -1,4 +1,4 @@
-"""Evaluating, combining and replaying directions; points; check_smoothing."""
+"""Evaluating, combining and replaying directions; points."""
 
 import functools
 import re
@@ -477,7 +477,7 @@ def test_aux_may_hold_python_numbers(num_directions, chunk_size):
 
 def test_answers():
     """The value in float32 whatever value_fn returns, and the aux as it is."""
-    for value in (2, 2.5, np.float64(2.5), jnp.bfloat16(2.5), jnp.int32(2), True):
+    for value in (2, 2.5, np.float64(2.5), jnp.bfloat16(2.5), jnp.int32(2)):
         result, aux = answer_of(value, has_aux=False)
         assert (result.dtype, result.shape) == (jnp.float32, ())
         assert float(result) == float(value)
@@ -790,81 +790,6 @@ def test_add_directions_takes_no_mesh_axis():
     V = zojax.Directions(RADEMACHER, KEY, 2, axis_name="k")
     with pytest.raises(ValueError, match=r"axis_name must be None.*got 'k'"):
         queries.add_directions(PARAMS, jnp.ones(2), V)
-
-
-# -- check_smoothing -------------------------------------------------------------------
-
-NEAR_ONE = 1 + 0.1 * jax.random.normal(jax.random.key(2), (4096,))
-
-
-def share64(params, v, mu):
-    """<round(theta + mu v) - theta, v> / (mu |v|^2) with rounding by ml_dtypes."""
-    theta = np.asarray(params)
-    start = theta.astype(np.float64)
-    moved = (start + mu * v).astype(np.float32).astype(theta.dtype)
-    return np.sum((moved.astype(np.float64) - start) * v) / (mu * np.sum(v**2))
-
-
-@pytest.mark.parametrize(
-    ("dtype", "useful"),
-    [(jnp.bfloat16, 1e-2), (jnp.float16, 1e-3), (jnp.float32, 1e-6)],
-)
-def test_check_smoothing(dtype, useful):
-    """Trap 12: the smallest useful smoothing by dtype, near weights of 1.
-
-    At the documented one nothing is lost and nothing is warned of (a warning is an
-    error here); a tenth of it is mostly rounded away.
-    """
-    params = NEAR_ONE.astype(dtype)
-    v = as64(RADEMACHER(jax.random.key(0), 0, 1, params))
-    share = zojax.check_smoothing(params, useful, key=0)
-    assert abs(share - 1) < 0.1
-    np.testing.assert_allclose(share, share64(params, v, useful), rtol=1e-3)
-    small = useful / 100
-    with pytest.warns(UserWarning, match="too small for these parameters"):
-        share = zojax.check_smoothing(params, small, key=0)
-    assert share < 0.5
-    np.testing.assert_allclose(share, share64(params, v, small), rtol=1e-3, atol=1e-6)
-
-
-def test_check_smoothing_in_bfloat16():
-    """mu = 1e-3 is below half the spacing of bfloat16 from 0.5 on: it is ignored."""
-    params = NEAR_ONE.astype(jnp.bfloat16)
-    with pytest.warns(UserWarning, match=r"smoothing=0\.001 is too small.*keeps \d+%"):
-        share = zojax.check_smoothing(params, 1e-3, key=0)
-    assert share < 0.2
-    assert abs(zojax.check_smoothing(params, 1e-2, key=0) - 1) < 0.05
-    with pytest.warns(UserWarning, match="keeps 0%"):
-        assert zojax.check_smoothing(jnp.ones(64, jnp.bfloat16), 1e-3, key=0) == 0
-
-
-def test_check_smoothing_counts_trainable_leaves():
-    """Frozen leaves neither warn nor dilute; mixed dtypes are weighed by entries."""
-    params = {
-        "narrow": jnp.ones(64, jnp.bfloat16),
-        "wide": jnp.ones(192),
-        "ids": jnp.arange(3),
-    }
-    frozen = {"narrow": False, "wide": True, "ids": False}
-    check = lambda mask, **options: zojax.check_smoothing(
-        params, 1e-3, key=0, sampler=restrict(RADEMACHER, mask), **options
-    )
-    np.testing.assert_allclose(check(frozen), 1, rtol=1e-3)
-    assert check(dict.fromkeys(params, False)) == 1.0  # nothing is perturbed
-    # 192 of 256 entries move: a share of 3/4, above or below a minimum of one's own
-    both = {**frozen, "narrow": True}
-    np.testing.assert_allclose(check(both, minimum=0.7), 0.75, rtol=1e-3)
-    with pytest.warns(UserWarning, match="keeps 75%"):
-        check(both)
-
-
-def test_check_smoothing_takes_any_key():
-    params = NEAR_ONE.astype(jnp.float16)
-    shares = {
-        zojax.check_smoothing(params, 1e-2, key=key)
-        for key in (3, jax.random.key(3), jax.random.PRNGKey(3))
-    }
-    assert len(shares) == 1
 
 
 # -- memory and number of calls --------------------------------------------------------

@@ -678,7 +678,7 @@ def no_params(*, x):
     [
         (takes_anything, r"value_fn \(x, \*\*kwargs\) takes \*\*kwargs"),
         (needs_batch, r"value_fn \(x, batch\) needs \['batch'\].*given \['scale'\]"),
-        (positional_data, r"value_fn \(x, batch, /\) needs \['batch'\]"),
+        (positional_data, r"value_fn \(x, batch, /\) takes \['batch'\] by position"),
         (no_params, r"value_fn .* must take params as first argument"),
         (lambda: 0.0, r"value_fn .* must take params as first argument"),
         (3.0, r"value_fn must be callable, got 3.0"),

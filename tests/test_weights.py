@@ -318,92 +318,6 @@ def test_leave_one_out_is_the_mean_of_the_others():
     np.testing.assert_allclose(w, expected, rtol=1e-5)
 
 
-# -- projection ------------------------------------------------------------------------
-
-
-def rows_with_guide(d, num_rows, seed):
-    """A guide of length sqrt(d), and orthogonal rows of that length."""
-    rng = np.random.default_rng(seed)
-    guide = rng.normal(size=d)
-    guide *= np.sqrt(d) / np.linalg.norm(guide)
-    q, _ = np.linalg.qr(rng.normal(size=(d, num_rows - 1)))
-    return np.vstack([guide, np.sqrt(d) * q.T]), rng.normal(size=d)
-
-
-def project(rows, gradient):
-    """The orthogonal projection of the gradient on the span of rows."""
-    return rows.T @ np.linalg.lstsq(rows.T, gradient, rcond=None)[0]
-
-
-def projection_weights(rows, slopes, dtype=np.float32):
-    d = rows.shape[1]
-    return weights.projection(
-        jnp.asarray(slopes, dtype), jnp.asarray(rows @ rows[0] / d, dtype), d
-    )
-
-
-@pytest.mark.parametrize(
-    ("d", "num_rows"), [(2, 1), (5, 2), (10, 4), (10, 10), (64, 9)]
-)
-def test_projection_is_the_least_squares_projection(d, num_rows):
-    rows, gradient = rows_with_guide(d, num_rows, seed=d)
-    expected = project(rows, gradient)
-    w = projection_weights(rows, rows @ gradient)
-    np.testing.assert_allclose(rows.T @ np.asarray(w, np.float64), expected, atol=2e-5)
-    with jax.enable_x64(True):
-        w = projection_weights(rows, rows @ gradient, np.float64)
-        assert w.dtype == np.float64
-        np.testing.assert_allclose(rows.T @ np.asarray(w), expected, atol=1e-10)
-
-
-@pytest.mark.parametrize("lost", [[0], [1], [2, 4], [0, 3]])
-@pytest.mark.parametrize("bad", [NAN, INF])
-def test_projection_leaves_bad_rows_out(lost, bad):
-    """It is then the projection on the span of the others."""
-    rows, gradient = rows_with_guide(12, 5, seed=1)
-    slopes = rows @ gradient
-    slopes[lost] = bad
-    w = np.asarray(projection_weights(rows, slopes), np.float64)
-    np.testing.assert_array_equal(w[lost], 0)
-    expected = project(np.delete(rows, lost, axis=0), gradient)
-    np.testing.assert_allclose(rows.T @ w, expected, atol=2e-5)
-
-
-def test_projection_with_no_finite_slope():
-    rows, _ = rows_with_guide(12, 5, seed=1)
-    np.testing.assert_array_equal(
-        projection_weights(rows, np.full(5, NAN)), np.zeros(5)
-    )
-
-
-@pytest.mark.parametrize("kind", ["row", "mixture"])
-def test_projection_with_a_guide_inside_the_span(kind):
-    """It adds nothing but the error of its slope, which must not be blown up."""
-    rows, gradient = rows_with_guide(12, 5, seed=2)
-    # 1 - sum e^2 is 0 in float32 for the row, and 1e-7 for the mixture.
-    mixture = np.array([2, 7, 1, 8]) / np.sqrt(118)
-    rows[0] = rows[2] if kind == "row" else mixture @ rows[1:]
-    slopes = rows @ gradient
-    slopes[0] += 0.01  # a finite difference is not exact
-    w = np.asarray(projection_weights(rows, slopes), np.float64)
-    expected = project(rows[1:], gradient)
-    np.testing.assert_allclose(rows.T @ w, expected, atol=1e-3)
-    assert np.max(np.abs(w)) < 10
-
-
-def test_projection_with_the_gradient_for_a_guide():
-    """The estimate is then the gradient itself, whatever the other rows are."""
-    rows, gradient = rows_with_guide(40, 6, seed=3)
-    rows[0] = gradient * np.sqrt(40) / np.linalg.norm(gradient)
-    w = np.asarray(projection_weights(rows, rows @ gradient), np.float64)
-    np.testing.assert_allclose(rows.T @ w, gradient, atol=2e-5)
-
-
-def test_projection_of_a_constant_loss():
-    rows, _ = rows_with_guide(12, 5, seed=4)
-    np.testing.assert_array_equal(projection_weights(rows, np.zeros(5)), np.zeros(5))
-
-
 # -- record and history ----------------------------------------------------------------
 
 
@@ -510,12 +424,6 @@ def test_histories_stay_finite(values):
         f32(*values), f32(0, 1, -1), jnp.array([4, 1, 9]), leave_one_out=False
     )
     assert np.all(np.isfinite(w)), w
-
-
-def test_projections_stay_finite():
-    for slopes in [(BIG, BIG, BIG), (BIG, -BIG, BIG), (INF, BIG, 0)]:
-        w = weights.projection(f32(*slopes), f32(1, 0.7, 0.7), 3)
-        assert np.all(np.isfinite(w)), w
 
 
 def test_a_smoothing_of_zero_gives_no_weights():

@@ -3,7 +3,66 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+
+def is_array(x: Any) -> bool:
+    """Whether x is a number, or has the shape and dtype of an array of numbers."""
+    if isinstance(x, (bool, int, float, complex)):
+        return True
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or not hasattr(x, "shape"):
+        return False
+    return any(jnp.issubdtype(dtype, kind) for kind in (np.number, np.bool_))
+
+
+def described(x: Any) -> str:
+    """What a leaf is, for an error: dtype and shape, or its type."""
+    if is_array(x):
+        return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
+    return f"{type(x).__name__}, {' '.join(repr(x).split()):.80}"
+
+
+def check_leaves(params: Any) -> None:
+    """Raises for a leaf that is no array of numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if is_array(leaf):
+            continue
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            way = "pass keys as extra args of update"
+        else:
+            way = (
+                "keep what is no array out of params, as"
+                " equinox.partition(model, equinox.is_inexact_array) does"
+            )
+        name = f"params{jax.tree_util.keystr(path)}"
+        raise ValueError(f"{name} must be an array, got {described(leaf)}: {way}")
+
+
+def check_like(name: str, tree: Any, like: Any) -> None:
+    """Raises unless tree has an array of the same shape wherever like has one.
+
+    None in ``like`` is a frozen leaf, where tree may hold anything.
+    """
+    is_none = lambda x: x is None
+    flat = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_none)
+    leaves, structure = flat
+    try:
+        found = structure.flatten_up_to(tree)
+    except (ValueError, TypeError):
+        accepted = f"of the structure of params, {structure}"
+        got = jax.tree.structure(tree)
+        raise ValueError(f"{name} must be {accepted}, got {got}") from None
+    for (path, wanted), x in zip(leaves, found, strict=True):
+        if wanted is None:
+            continue
+        fits = is_array(x) and jnp.shape(x) == jnp.shape(wanted)
+        if not fits or jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            accepted = f"a real array of shape {jnp.shape(wanted)}, as params have"
+            raise ValueError(f"{where} must be {accepted}, got {described(x)}")
 
 
 def check_number(

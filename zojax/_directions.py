@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zojax._checks import check_int, check_spreading
+from zojax import _loops as loops
+from zojax._checks import check_int, check_like, check_spreading
 from zojax._keys import canonical_key, step_key
 from zojax._mesh_axis import over, zeros_beside
 from zojax._numerics import PyTree, is_none, wide_dtype
@@ -158,7 +159,7 @@ def _own_sum(weights: jax.Array, params: PyTree, V: Directions) -> PyTree:
 
     like = direction_shapes(params, V, weights.shape[:-1])
     zeros = zeros_beside(like, params, mine, ks, jax.random.key_data(V.key))
-    return jax.lax.scan(add_chunk, zeros, jnp.arange(num_chunks))[0]
+    return loops.scan(add_chunk, zeros, jnp.arange(num_chunks))[0]
 
 
 def checked_weights(weights: jax.Array, V: Directions, ndim: int | None) -> jax.Array:
@@ -222,7 +223,7 @@ def combine_steps(
         like = direction_shapes(params, V)
         ks = spread.own_ks(V.num_directions)
         zeros = zeros_beside(like, params, weights, words, steps, ks)
-        return spread.total(jax.lax.scan(add_step, zeros, (weights, steps))[0])
+        return spread.total(loops.scan(add_step, zeros, (weights, steps))[0])
 
     words = jax.random.key_data(V.key)
     return drop_non_finite(spread.run(add, weights, params, words, jnp.asarray(steps)))
@@ -268,7 +269,7 @@ def add_directions(
         return jax.tree.map(kept, samplers.perturb(params, row, one[1]), params), None
 
     params = jax.tree.map(jnp.asarray, params)
-    return jax.lax.scan(add, params, (jnp.arange(V.num_directions), weights))[0]
+    return loops.scan(add, params, (jnp.arange(V.num_directions), weights))[0]
 
 
 def as_gradient(sums: PyTree, params: PyTree) -> PyTree:
@@ -280,6 +281,9 @@ def as_gradient(sums: PyTree, params: PyTree) -> PyTree:
     Returns:
       A pytree like params. What does not fit a dtype saturates at its largest number.
 
+    Raises:
+      ValueError: for sums of another structure or of other shapes.
+
     Example:
       >>> import jax.numpy as jnp, zojax
       >>> params = jnp.ones(2, jnp.bfloat16), jnp.ones(3)
@@ -290,11 +294,19 @@ def as_gradient(sums: PyTree, params: PyTree) -> PyTree:
     Source: none; the contract between estimators and optax.
     """
 
-    def leaf(x, p):
+    def leaf(path, x, p):
         if x is None:
             return jax.tree.map(jnp.zeros_like, p)
+        check_like(f"sums{jax.tree_util.keystr(path)}", x, p)
         dtype = jnp.result_type(p)
         largest = jnp.asarray(jnp.finfo(dtype).max, x.dtype)
         return jnp.clip(jnp.where(jnp.isnan(x), 0, x), -largest, largest).astype(dtype)
 
-    return jax.tree.map(leaf, sums, params, is_leaf=is_none)
+    found, structure = jax.tree_util.tree_flatten_with_path(sums, is_leaf=is_none)
+    try:
+        parts = structure.flatten_up_to(params)
+    except (ValueError, TypeError):
+        accepted = f"of the structure of params, {jax.tree.structure(params)}"
+        raise ValueError(f"sums must be {accepted}, got {structure}") from None
+    new = [leaf(*one, part) for one, part in zip(found, parts, strict=True)]
+    return jax.tree.unflatten(structure, new)

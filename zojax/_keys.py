@@ -18,6 +18,8 @@ def canonical_key(key: Any) -> jax.Array:
     dtype = getattr(key, "dtype", None)
     if dtype is None:
         raise ValueError(f"key must be {accepted}, got {key!r}")
+    if jnp.issubdtype(dtype, jnp.integer) and key.shape == ():
+        return jax.random.key(key, impl=KEY_IMPL)  # a seed too, traced perhaps
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         # Values of other generators change under vmap, which would break replay.
         if str(jax.random.key_impl(key)) != KEY_IMPL or key.shape != ():

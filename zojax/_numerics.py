@@ -5,6 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from zojax._checks import check_like
 
 PyTree = Any
 Number = float | jax.Array | Callable[[jax.Array], jax.Array | float]
@@ -18,7 +21,16 @@ def value_dtype() -> jnp.dtype:
 
 def wide_dtype(dtype: Any) -> jnp.dtype:
     """Returns the dtype to accumulate in: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    # Not by promotion, which may be strict: no two dtypes meet in this package.
+    dtype = jnp.dtype(dtype)
+    is_wide = jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize >= 4
+    return dtype if is_wide else jnp.dtype(jnp.float32)
+
+
+def widest(*arrays: Any) -> jnp.dtype:
+    """Returns the widest dtype to accumulate these in: at least float32."""
+    wide = [wide_dtype(jnp.result_type(x)) for x in arrays]
+    return jnp.dtype(np.result_type(np.float32, *wide))
 
 
 def zeros_at(x: jax.Array) -> jax.Array:
@@ -49,6 +61,12 @@ def number_at(number: Number, count: jax.Array) -> jax.Array:
     return jnp.asarray(number(count) if callable(number) else number, value_dtype())
 
 
+def total(numbers: list[jax.Array]) -> jax.Array:
+    """Their sum, in the widest of their dtypes; 0 of none."""
+    wide = widest(*numbers)
+    return sum((x.astype(wide) for x in numbers), jnp.zeros((), wide))
+
+
 def is_none(x: Any) -> bool:
     return x is None
 
@@ -58,11 +76,10 @@ def tree_dot(a: PyTree, b: PyTree) -> jax.Array:
 
     def leaf_dot(x: jax.Array, y: jax.Array) -> jax.Array:
         # A plain sum, since matrix units may round products to fewer bits.
-        wide = wide_dtype(jnp.result_type(x, y))
+        wide = widest(x, y)
         return jnp.sum(x.astype(wide) * y.astype(wide))
 
-    products = jax.tree.leaves(jax.tree.map(leaf_dot, a, b))
-    return sum(products, jnp.zeros((), jnp.float32))
+    return total(jax.tree.leaves(jax.tree.map(leaf_dot, a, b)))
 
 
 def reciprocal(x: jax.Array) -> jax.Array:
@@ -78,13 +95,15 @@ def normalize(guide: PyTree, like: PyTree) -> tuple[PyTree, jax.Array]:
     """Returns (a/|a|, True), or (0, False) where a is zero or not finite.
 
     Entries where ``like`` is frozen (None) do not count. Dividing by max|a| first keeps
-    the norm within float32 for any guide.
+    the norm within float32 for any guide. Raises for a guide of other shapes.
     """
+    check_like("guide", guide, like)
     wide = lambda x: x.astype(wide_dtype(x.dtype))
     keep = lambda v, a: None if v is None else wide(jnp.asarray(a))
     kept = jax.tree.map(keep, like, guide, is_leaf=is_none)
     peaks = [jnp.max(jnp.abs(a), initial=0) for a in jax.tree.leaves(kept)]
-    peak = jnp.max(jnp.stack(peaks)) if peaks else jnp.zeros(())
+    common = widest(*peaks)
+    peak = jnp.max(jnp.stack([p.astype(common) for p in [jnp.zeros(()), *peaks]]))
     usable = jnp.isfinite(peak) & (peak > 0)
     bounded = jax.tree.map(
         lambda a: jnp.where(usable, a / jnp.where(usable, peak, 1).astype(a.dtype), 0),
@@ -98,7 +117,9 @@ def decayed(average: PyTree, new: PyTree, decay: jax.Array) -> PyTree:
     """decay * average + (1 - decay) * new; an entry that would overflow stays."""
 
     def leaf(a, g):
-        moved = (decay * a + (1 - decay) * g).astype(a.dtype)
+        wide = widest(decay, a, g)
+        rate, old, now = (x.astype(wide) for x in (decay, a, g))
+        moved = (rate * old + (1 - rate) * now).astype(a.dtype)
         return jnp.where(jnp.isfinite(moved), moved, a)
 
     return jax.tree.map(leaf, average, new)

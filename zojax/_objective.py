@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zojax._checks import check_leaves, described, is_array
 from zojax._numerics import PyTree, value_dtype
 
 
@@ -24,6 +25,7 @@ def check_params(params: PyTree) -> None:
             " sampler=zojax.perturbations.restrict(sampler, mask), and put the"
             " estimator before the wrapper: optax.chain(estimator, optax.masked(...))"
         )
+    check_leaves(params)
 
 
 class Objective(NamedTuple):
@@ -32,6 +34,39 @@ class Objective(NamedTuple):
     call: Callable[[PyTree, jax.Array | None], Any]  # (params, query key) -> its result
     takes_key: bool  # whether value_fn names query_key
     has_aux: bool  # whether it returns (value, aux)
+
+
+class Carried(NamedTuple):
+    """An aux that the next step needs, which an estimator may not drop."""
+
+    state: Any
+
+
+# What JAX raises where a traced array is turned into one of numpy, or into a number.
+UNTRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call, with an error that names the ways for what JAX cannot trace."""
+
+    def explained(at, query_key):
+        try:
+            return call(at, query_key)
+        except UNTRACEABLE as error:
+            first = str(error).splitlines()[0]
+            raise ValueError(
+                "value_fn turned a traced array into one of numpy, a number or a bool"
+                f" ({first}). Use jax.numpy and jax.lax in it; or, for an objective"
+                " that is no JAX program, wrap it in jax.pure_callback(...,"
+                ' vmap_method="sequential"), or measure the points of'
+                " estimator.ask(state, params) and call update(values=...)"
+            ) from error
+
+    return explained
 
 
 RESERVED = ("value", "values")  # update() keeps them for itself
@@ -50,21 +85,30 @@ def bind_value_fn(
         found = f"value_fn {value_fn!r} has no readable signature"
         raise ValueError(f"{found}: {advice}") from None
     kinds, named = inspect.Parameter, list(signature.parameters.values())
-    if any(p.kind is kinds.VAR_KEYWORD for p in named):
-        raise ValueError(
-            f"value_fn {signature} takes **kwargs, so the data it needs cannot be told"
-            " from what other transformations need: name each argument"
-        )
+    for p in named:
+        if p.kind in (kinds.VAR_KEYWORD, kinds.VAR_POSITIONAL):
+            stars = "**" if p.kind is kinds.VAR_KEYWORD else "*"
+            raise ValueError(
+                f"value_fn {signature} takes {stars}{p.name}, so the data it needs"
+                " cannot be told from what other transformations need: name each"
+                " argument (functools.wraps keeps the names of what is wrapped)"
+            )
     if not named or named[0].kind is kinds.KEYWORD_ONLY:
         raise ValueError(f"value_fn {signature} must take params as first argument")
-    data = [p for p in named[1:] if p.kind is not kinds.VAR_POSITIONAL]
+    data = named[1:]
     taken = [p.name for p in data if p.name in RESERVED]
     if taken:
         raise ValueError(
             f"value_fn {signature} names {taken}, which update() keeps for f(params)"
             " (value) and for answers to ask (values): rename the argument"
         )
-    keyword = {p.name for p in data if p.kind is not kinds.POSITIONAL_ONLY}
+    unnamed = [p for p in data if p.kind is kinds.POSITIONAL_ONLY]
+    if unnamed:
+        raise ValueError(
+            f"value_fn {signature} takes {[p.name for p in unnamed]} by position only,"
+            " and extra args of update() come by name: put the / after params"
+        )
+    keyword = {p.name for p in data}
     known = keyword & set(extra_args)
     takes_key = "query_key" in keyword - known
     given = known | ({"query_key"} if takes_key else set())
@@ -80,7 +124,7 @@ def bind_value_fn(
         own = {"query_key": query_key} if takes_key else {}
         return value_fn(at, **kwargs, **own)
 
-    return Objective(call, takes_key, has_aux)
+    return Objective(_explained(call), takes_key, has_aux)
 
 
 def as_objective(
@@ -101,20 +145,31 @@ def as_objective(
         own = {"query_key": query_key} if takes_key else {}
         return value_fn(at, *args, **kwargs, **own)
 
-    return Objective(call, takes_key, has_aux)
+    return Objective(_explained(call), takes_key, has_aux)
 
 
 def answer_of(result: Any, has_aux: bool) -> tuple[jax.Array, PyTree]:
     """(value, aux) of what value_fn returned, the value in the dtype of values."""
     if has_aux and not (isinstance(result, tuple) and len(result) == 2):
         accepted = "(value, aux) with has_aux=True"
-        raise ValueError(f"value_fn must return {accepted}, got {type(result)}")
+        raise ValueError(f"value_fn must return {accepted}, got {_kind(result)}")
     value, aux = result if has_aux else (result, None)
+    advice = ""
     if isinstance(value, tuple):
-        advice = "pass has_aux=True if it returns (value, aux)"
-        raise ValueError(f"value_fn must return a scalar, got a tuple: {advice}")
+        advice = ": pass has_aux=True if it returns (value, aux)"
+    elif has_aux and is_array(aux) and jnp.shape(aux) == ():
+        advice = ": (value, aux) in this order"
+    if not is_array(value):
+        accepted = "a real scalar"
+        raise ValueError(f"value_fn must return {accepted}, got {_kind(value)}{advice}")
     value = jnp.asarray(value)
-    if value.shape != () or jnp.issubdtype(value.dtype, jnp.complexfloating):
-        found = f"shape {value.shape} and dtype {value.dtype}"
-        raise ValueError(f"value_fn must return a real scalar, got {found}")
-    return value.astype(value_dtype()), aux
+    if value.dtype == bool:
+        advice = ": cast it to a float, if a loss of 0 and 1 is meant"
+    elif value.shape == () and not jnp.issubdtype(value.dtype, jnp.complexfloating):
+        return value.astype(value_dtype()), aux
+    found = f"shape {value.shape} and dtype {value.dtype}{advice}"
+    raise ValueError(f"value_fn must return a real scalar, got {found}")
+
+
+def _kind(x: Any) -> str:
+    return described(x) if is_array(x) else f"a {type(x).__name__}"

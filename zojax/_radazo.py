@@ -89,6 +89,7 @@ def radazo(
 
     Source: R-AdaZO, arXiv 2502.01014.
     """
+    check_number("learning_rate", learning_rate, 0.0, low_ok=True)
     return optax.chain(
         scale_by_radazo(b1, b2, eps), optax.scale_by_learning_rate(learning_rate)
     )

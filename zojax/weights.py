@@ -188,31 +188,6 @@ def optimal_baseline(
     return _mean_of(jnp.where(finite, z - baseline, jnp.nan), smoothing)
 
 
-def projection(slopes: jax.Array, cosines: jax.Array, dimension: int) -> jax.Array:
-    """Least squares over a guide (row 0) and orthogonal rows: V^T w = P grad.
-
-    Rows have length sqrt(d), rows 1..K-1 are orthogonal to each other and e_k is the
-    cosine between row k and row 0. With s_k = v_k . grad and sums over k >= 1,
-
-        rho = (s_0 - sum e_k s_k) / (1 - sum e_k^2)
-        w_0 = rho / d,    w_k = (s_k - rho e_k) / d
-
-    makes V^T w the orthogonal projection of the gradient on the span of the rows; from
-    slopes s f[K], cosines e f[K] and d. A row whose slope is not finite is left out.
-    Source: Gram-Schmidt, the guide last; after guided ES, arXiv 1806.10230.
-    """
-    finite = jnp.isfinite(slopes)
-    slopes = jnp.where(finite, slopes, 0)
-    e = jnp.where(finite, cosines, 0).at[0].set(0)
-    residual = 1 - jnp.sum(e**2)
-    # A guide inside the span of the other rows adds nothing but rounding.
-    outside = (residual > 1e-6) & finite[0]
-    rho = (slopes[0] - jnp.sum(e * slopes)) / jnp.where(outside, residual, 1)
-    rho = jnp.where(outside & jnp.isfinite(rho), rho, 0)
-    weights = (slopes - rho * e).at[0].set(rho) / dimension
-    return _masked(weights)
-
-
 # -- the history of ZoAR ---------------------------------------------------------------
 
 
@@ -239,11 +214,11 @@ def record(
     z, finite, anchor = _anchored(values)
     num_finite = finite.sum(dtype=jnp.int32)
     mean = _mean(z, finite)
-    centred = jnp.sum(jnp.where(finite, z - mean, 0) * sides, axis=-1)
+    centred = jnp.sum(jnp.where(finite, z - mean, 0) * sides[None], axis=-1)
     if bound is not None:
         limit = values.shape[1] * bound * smoothing
         centred = jnp.clip(centred, -limit, limit)
-    plain = jnp.sum(finite * sides, axis=-1)
+    plain = jnp.sum(finite.astype(z.dtype) * sides[None], axis=-1)
     weights = jnp.stack([centred, plain]) / smoothing
     return Record(_masked(weights), anchor, mean, num_finite)
 

@@ -6,9 +6,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zojax import weights
 from zojax._checks import check_int, check_number, check_option
-from zojax._directions import Directions, dimension, direction_like, map_directions
+from zojax._directions import (
+    Directions,
+    combine,
+    dimension,
+    direction_like,
+    map_directions,
+)
 from zojax._estimators.log import QueryLog
 from zojax._estimators.rounds import AT_PARAMS, Round, Settings, Shaping, sides_of
 from zojax._estimators.step import Estimator, estimator
@@ -25,13 +30,26 @@ class AlignedProjectionState(NamedTuple):
     guide: PyTree  # like params, at least float32; None at frozen leaves
 
 
-def _led_by(guide: PyTree, usable: jax.Array, fresh: Sampler, d: int) -> Sampler:
-    """Row 0 is the unit guide at length sqrt(d); the weights undo E[v v^T] != I."""
+def _led_by(guide: PyTree, fresh: Directions, params: PyTree) -> Sampler:
+    """Row 0 is what the guide adds to rows 1..K-1, as long as they: all orthogonal.
+
+    Asked along the guide itself, that part would be a difference of slopes over its
+    length: their errors, rounding and curvature, would be blown up where it is short.
+    A guide that is unusable, or inside the span of the others, leaves row 0 as it was.
+    """
+    unit, usable = normalize(guide, guide)
+    length = math.sqrt(max(1, sum(leaf.size for leaf in jax.tree.leaves(guide))))
+    cosines = map_directions(lambda v: tree_dot(v, unit) / length, params, fresh)
+    others = cosines.at[0].set(0)
+    inside = combine(others / length, params, fresh)
+    added = lambda a, b: a - b.astype(a.dtype)
+    led, _ = normalize(jax.tree.map(added, unit, inside), guide)
+    usable &= jnp.sum(others**2) < 1 - 1e-6
 
     def row(key, k, num_directions, params):
         is_guide = (jnp.asarray(k) == 0) & usable
-        choose = lambda v, a: jnp.where(is_guide, math.sqrt(d) * a, v).astype(v.dtype)
-        return jax.tree.map(choose, fresh(key, k, num_directions, params), guide)
+        choose = lambda v, a: jnp.where(is_guide, (length * a).astype(v.dtype), v)
+        return jax.tree.map(choose, fresh.sampler(key, k, num_directions, params), led)
 
     return from_rows(row, design="joint")
 
@@ -53,8 +71,8 @@ def aligned_projection(
 ) -> Estimator:
     """Projects the gradient on a decayed average of past estimates and fresh rows.
 
-    Row 0 is the guide a at length sqrt(d), rows 1..K-1 are orthogonal(); with P the
-    orthogonal projection on their span,
+    Rows 1..K-1 are orthogonal(), row 0 is the part of the guide a that is orthogonal to
+    them, at their length sqrt(d); with P the orthogonal projection on their span,
 
         g = P grad f    (from K directional differences),
         a <- decay a + (1 - decay) g.
@@ -62,11 +80,11 @@ def aligned_projection(
     Biased to the span, which is its point: if c is the squared cosine between guide and
     gradient, that of the estimate is about c + (1 - c) (K - 1) / (d - 1).
 
-    K + 1 queries for forward differences, 2K for central ones. Where the guide is zero
-    or not finite, all K rows are orthogonal().
+    K + 1 queries for forward differences, 2K for central ones. Where the guide is zero,
+    not finite or in the span of rows 1..K-1, all K rows are orthogonal().
 
     Args:
-      num_directions: K >= 2, at most the number of trainable entries.
+      num_directions: K >= 2, at most the number of trainable entries, if any.
       decay: 0 <= decay < 1, or a schedule; 0.7 to 0.9 suits.
       sampler: of the fresh rows, a design of orthogonal ones: orthogonal() by default,
         restrict(orthogonal(), mask) to freeze leaves.
@@ -104,27 +122,23 @@ def aligned_projection(
 
     def keep(params):
         d = dimension(params, V)
-        if num_directions > d:
+        if 0 < d < num_directions:
             accepted = f"at most the {d} trainable entries"
             raise ValueError(f"num_directions must be {accepted}, got {num_directions}")
         return {"guide": direction_like(params, V)}
 
     def body(step):
         mu, guide = step.smoothing, step.state.guide
-        d = sum(leaf.size for leaf in jax.tree.leaves(guide))
-        unit, usable = normalize(guide, guide)
+        d = max(1, sum(leaf.size for leaf in jax.tree.leaves(guide)))
         fresh = step.directions(sampler, num_directions)
-        V = step.directions(_led_by(unit, usable, fresh.sampler, d), num_directions)
-        first = V.sampler(V.key, 0, num_directions, step.params)
-        cosine = lambda v: tree_dot(v, first) / d
-        cosines = map_directions(cosine, step.params, V)
+        V = step.directions(_led_by(guide, fresh, step.params), num_directions)
 
         def weigh(values, at_params):
             other = at_params if asks_params else values[:, 1]
             slopes = (values[:, 0] - other) / (mu if asks_params else 2 * mu)
             if step.bound is not None:
                 slopes = jnp.clip(slopes, -step.bound, step.bound)
-            return weights.projection(slopes, cosines.astype(slopes.dtype), d)
+            return jnp.where(jnp.isfinite(slopes), slopes, 0) / d
 
         answer = yield Round(V, mu, sides, asks_params, weigh)
         rate = number_at(decay, step.state.count)

@@ -14,7 +14,7 @@ from zojax._estimators.log import QueryLog
 from zojax._estimators.rounds import Round, Settings, Shaping, check_baseline
 from zojax._estimators.step import Estimator, estimator
 from zojax._evaluation import ONE_SIDE
-from zojax._numerics import Number, PyTree, tree_dot, wide_dtype
+from zojax._numerics import Number, PyTree, tree_dot, wide_dtype, widest
 from zojax.perturbations import Sampler, from_rows, gaussian, sphere
 
 SEARCHES = ("gaussian", "sphere")
@@ -48,8 +48,11 @@ def gaussian_log_density(offset: PyTree, smoothing: jax.Array) -> jax.Array:
     Source: arXiv 2506.14460, Theorem 3.1 (the policy of zeroth-order optimisation).
     """
     d = sum(leaf.size for leaf in jax.tree.leaves(offset))
-    quadratic = -tree_dot(offset, offset) / (2 * smoothing**2)
-    return quadratic - d * jnp.log(smoothing * math.sqrt(2 * math.pi))
+    squared = tree_dot(offset, offset)
+    wide = widest(squared, smoothing)
+    mu = jnp.asarray(smoothing, wide)
+    quadratic = -squared.astype(wide) / (2 * mu**2)
+    return quadratic - d * jnp.log(mu * math.sqrt(2 * math.pi))
 
 
 def _scores(sampler: Sampler, mu: jax.Array) -> Sampler:
@@ -58,9 +61,10 @@ def _scores(sampler: Sampler, mu: jax.Array) -> Sampler:
     def row(key, k, num_directions, params):
         u = sampler(key, k, num_directions, params)
         # In terms of x - theta, which rounding of x would spoil.
-        offset = jax.tree.map(lambda v: mu * v.astype(wide_dtype(v.dtype)), u)
+        times_mu = lambda v, wide: mu.astype(wide) * v.astype(wide)
+        offset = jax.tree.map(lambda v: times_mu(v, wide_dtype(v.dtype)), u)
         toward_x = jax.grad(gaussian_log_density)(offset, mu)
-        return jax.tree.map(lambda s: -mu * s, toward_x)
+        return jax.tree.map(lambda s: -mu.astype(s.dtype) * s, toward_x)
 
     return from_rows(row)
 

@@ -69,10 +69,26 @@ def _run(body, step, respond):
             return *end.value, answers
 
 
+def _check_state(
+    state: Any, kind: type, num_values: tuple[int, int], kept: dict[str, PyTree]
+) -> None:
+    """Raises unless a state is one that these settings and params make."""
+    shapes = lambda tree: [jnp.shape(x) for x in jax.tree.leaves(tree)]
+    ours = isinstance(state, kind)
+    same = ours and state.log.query_values.shape == num_values
+    if same and all(shapes(getattr(state, k)) == shapes(kept[k]) for k in kept):
+        return
+    found = "that of other settings or params" if ours else f"a {type(state).__name__}"
+    raise ValueError(
+        f"state must be a {kind.__name__} that init(params) of this estimator made,"
+        f" got {found}; in an optax chain the estimator's own state is the first"
+    )
+
+
 def estimator(
     settings: rounds.Settings,
     body: rounds.Body,
-    make_state: Callable[..., Any],
+    make_state: type,
     stages: tuple[Directions, ...],
     sides: tuple[float, ...],
     *,
@@ -101,6 +117,7 @@ def estimator(
         )
 
     def step_of(updates, state, params):
+        _check_state(state, make_state, num_values, jax.eval_shape(keep, params))
         mu = number_at(settings.smoothing, state.count)
         bound = None if settings.clip is None else number_at(settings.clip, state.count)
         now = step_key(state.key, state.count)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zojax._checks import check_option
+from zojax._checks import check_number, check_option
 from zojax._directions import Directions, as_gradient
 from zojax._estimators import rounds
 from zojax._estimators.log import QueryLog, moments
@@ -143,6 +143,7 @@ def mezo(
 
     Source: arXiv 2305.17333, Algorithm 1.
     """
+    check_number("learning_rate", learning_rate, 0.0, low_ok=True)
     estimator = two_point(
         smoothing, 1, key=key, sampler=sampler, difference="central", chunk_size=1
     )
@@ -182,6 +183,7 @@ def spsa(
 
     Source: Spall, IEEE Transactions on Automatic Control 37(3), 1992.
     """
+    check_number("learning_rate", learning_rate, 0.0, low_ok=True)
     signs = rademacher() if sampler is None else sampler
     estimator = two_point(
         smoothing, num_directions, key=key, sampler=signs, difference="central"

@@ -13,6 +13,7 @@ from zojax._estimators.log import QueryLog
 from zojax._estimators.rounds import Round, Settings, Shaping, check_zero_sum
 from zojax._estimators.step import Estimator, estimator
 from zojax._evaluation import BOTH_SIDES, ONE_SIDE
+from zojax._loops import tracing
 from zojax._numerics import Number, PyTree, contract, number_at, on_cpu, value_dtype
 from zojax.perturbations import Sampler, gaussian
 
@@ -45,7 +46,7 @@ class _Entered(NamedTuple):
 
 def _by_age(count: jax.Array, num_slots: int) -> jax.Array:
     """Slots in order of age, this step's first; of slots, the age: its own inverse."""
-    return (count % num_slots - jnp.arange(num_slots)) % num_slots
+    return (count % num_slots - jnp.arange(num_slots, dtype=count.dtype)) % num_slots
 
 
 def _store(slots: jax.Array, new: jax.Array, count: jax.Array) -> jax.Array:
@@ -74,7 +75,7 @@ def _sum_stored(
     # An empty record weighs nothing, written or not. On a CPU XLA would copy the
     # history to write a slot that is read right after, unless under a condition; for
     # that a GPU would wait for its host.
-    if on_cpu():
+    if on_cpu() and tracing():
         keep = lambda slots, new: slots
         found = entered.record.num_finite > 0
         slots = jax.lax.cond(found, write, keep, state.sums, sums)
@@ -92,7 +93,7 @@ def _sum_replayed(
     slots = _store(cast(jax.Array, state.weights), entered.record.weights, state.count)
     past, ages = _by_age(state.count, num_slots)[1:], jnp.arange(1, num_slots)
     of_steps = jnp.sum(entered.coefficients[1:, :, None] * slots[past], axis=1)
-    steps = jnp.maximum(state.count - ages, 0)
+    steps = jnp.maximum(state.count - ages.astype(state.count.dtype), 0)
     replayed = combine_steps(of_steps, params, V, steps)
     return jax.tree.map(jnp.add, sums, replayed), slots
 

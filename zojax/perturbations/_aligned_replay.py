@@ -7,9 +7,16 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from zojax import _loops as loops
 from zojax._keys import purpose_key
-from zojax._numerics import PyTree, reciprocal, wide_dtype, zeros_at
-from zojax.perturbations._lazy import PerturbedArray, Term, add_term, materialize
+from zojax._numerics import PyTree, reciprocal, total, wide_dtype, zeros_at
+from zojax.perturbations._lazy import (
+    PerturbedArray,
+    Term,
+    add_term,
+    materialize,
+    name_of,
+)
 from zojax.perturbations._noise import fair_signs
 from zojax.perturbations._sampler import Sampler, from_rows
 
@@ -24,11 +31,12 @@ class Replayed(NamedTuple):
     guide_scale: jax.Array  # f[K]
 
 
+_is_term_or_none = lambda x: x is None or isinstance(x, Term)
+
+
 def _map_terms(function: Callable, *trees: PyTree) -> PyTree:
     """Maps over leaves, terms and frozen ones (None) among them."""
-    return jax.tree.map(
-        function, *trees, is_leaf=lambda x: x is None or isinstance(x, Term)
-    )
+    return jax.tree.map(function, *trees, is_leaf=_is_term_or_none)
 
 
 def _terms(
@@ -40,7 +48,7 @@ def _terms(
     stacked = jax.vmap(one)(jnp.arange(num_directions))
 
     def leaf(term):  # [K, slices..., 1] -> [slices..., K]
-        keys = jnp.moveaxis(term.key, 0, -3)[..., 0, :]
+        keys = jnp.moveaxis(term.key, 0, -2)[..., 0]
         return Term(keys, jnp.moveaxis(term.scale, 0, -2)[..., 0], term.entries)
 
     return jax.tree.map(leaf, stacked, is_leaf=lambda x: isinstance(x, Term))
@@ -63,7 +71,7 @@ def _leaf_products(
             x = x.astype(wide)
             return jnp.sum(x * a), jnp.sum(x * x)
 
-        return jnp.sum(a * a), *jax.lax.map(products, rows.key)
+        return jnp.sum(a * a), *loops.map_rows(products, rows.key)
 
     if not axes:
         return in_slice((guide, rows, p))
@@ -71,7 +79,7 @@ def _leaf_products(
     flat = jax.tree.map(
         lambda x: jnp.reshape(x, (number, *jnp.shape(x)[axes:])), (guide, rows, p)
     )
-    return jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(in_slice, flat))
+    return jax.tree.map(lambda x: x.sum(axis=0), loops.map_rows(in_slice, flat))
 
 
 def replay_aligned(
@@ -112,11 +120,11 @@ def replay_aligned(
         return _leaf_products(a, x, p)
 
     by_leaf = jax.tree.leaves(_map_terms(products, guide, rows, params))
-    with_itself, along, squares = (
-        sum(by_leaf[i::3], jnp.zeros((), jnp.float32)) for i in range(3)
-    )
+    with_itself, along, squares = (total(by_leaf[i::3]) for i in range(3))
     length = jnp.sqrt(with_itself)
-    along = along * reciprocal(length)  # x_k . a / |a|
+    along = jnp.broadcast_to(
+        along * reciprocal(length), num_directions
+    )  # x_k . a / |a|
     sign_key = purpose_key(aligned_key, "aligned")
     sign = lambda k: fair_signs(jax.random.fold_in(sign_key, k), ())
     xi = jax.vmap(sign)(jnp.arange(num_directions)).astype(along.dtype)
@@ -133,19 +141,23 @@ def replay_aligned(
 
 def replayed_sampler(directions: Replayed) -> Sampler:
     """The aligned directions as a sampler, which needs no key: they have their own."""
-    rows, guide, _, x_scale, guide_scale = directions
+    rows, guide, _, *scales = directions
 
     def line(key, k, num_directions, params):
         def moved(scale):
-            def leaf(x, a, p):
+            of_x, of_guide = (jnp.asarray(scale, x.dtype) * x[k] for x in scales)
+
+            def leaf(path, x, a, p):
                 if x is None:
                     return p
-                one = Term(x.key[..., k, :][..., None, :], x.scale[..., :1], x.entries)
-                along = a.times(scale * guide_scale[k])
-                terms = one.times(scale * x_scale[k]), along
-                return PerturbedArray(jnp.asarray(p), terms)
+                one = Term(x.key[..., k][..., None], x.scale[..., :1], x.entries)
+                along = a.times(of_guide)
+                terms = one.times(of_x), along
+                return PerturbedArray(jnp.asarray(p), terms, name_of(path))
 
-            return _map_terms(leaf, rows, guide, params)
+            return jax.tree_util.tree_map_with_path(
+                leaf, rows, guide, params, is_leaf=_is_term_or_none
+            )
 
         return moved
 
@@ -161,9 +173,13 @@ def combine_replayed(
     weights: jax.Array, guide_weight: Any, directions: Replayed, params: PyTree
 ) -> PyTree:
     """sum_k weights_k v_k + guide_weight sum_j w_j u_j, in the memory of the result."""
-    of_rows = weights * directions.x_scale
-    of_guide = jnp.sum(weights * directions.guide_scale)
-    of_guide += guide_weight * directions.peak
+    x_scale, guide_scale, peak, guide_weight = (
+        jnp.asarray(x, weights.dtype)
+        for x in (*directions[3:], directions.peak, guide_weight)
+    )
+    of_rows = weights * x_scale
+    of_guide = jnp.sum(weights * guide_scale)
+    of_guide += guide_weight * peak
 
     def leaf(x, a, p):
         if x is None:

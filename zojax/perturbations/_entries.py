@@ -10,15 +10,25 @@ import jax.numpy as jnp
 from zojax._numerics import PyTree
 
 
+def _way_out(dtype: jnp.dtype) -> str:
+    """What to do with leaves that are numbers, but not as they are."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return "hold its two parts as float leaves (lax.complex in value_fn), or "
+    if jnp.issubdtype(dtype, jnp.floating):  # 8 bits or fewer
+        return "hold it in bfloat16 and cast it in value_fn, or "
+    return ""
+
+
 def trainable(params: PyTree) -> list[tuple[str, Any]]:
     """Returns (path, leaf) of each leaf; raises for one that cannot be perturbed."""
     leaves = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = jax.tree_util.keystr(path)
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        name, dtype = jax.tree_util.keystr(path), jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16:
             raise ValueError(
-                f"params{name} has dtype {jnp.result_type(leaf)}: only float leaves can"
-                " be perturbed; freeze it with zojax.perturbations.restrict"
+                f"params{name} has dtype {dtype}: only float leaves can be perturbed;"
+                f" {_way_out(dtype)}freeze it with zojax.perturbations.restrict as"
+                " sampler= (and base=)"
             )
         leaves.append((name, leaf))
     return leaves

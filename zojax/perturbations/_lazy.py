@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from zojax import _loops as loops
 from zojax._keys import leaf_keys, slice_keys
 from zojax._numerics import PyTree, wide_dtype
 from zojax.perturbations._composed import broadcast_mask, check_mask
@@ -24,7 +26,8 @@ from zojax.perturbations._sampler import Sampler, check_entries, from_rows
 class Term:
     """sum_t scale_t u_t, T directions at one leaf, named by their keys."""
 
-    key: jax.Array  # uint32[slices..., T, 2], raw key words
+    # Typed, so that arithmetic over the leaves of params fails instead of adding words.
+    key: jax.Array  # key[slices..., T]
     scale: jax.Array  # f[slices..., T]
     entries: Entries
 
@@ -37,9 +40,11 @@ class Term:
         """u_t at a leaf like this, rounded to its dtype as samplers do."""
         shape = jnp.shape(like)[self.num_axes :]
         draw = lambda words: draw_slices(self.entries, words, shape)
-        return placed_like(like, draw)(self.key[..., t, :]).astype(dtype)
+        words = jax.random.key_data(self.key[..., t])
+        return placed_like(like, draw)(words).astype(dtype)
 
     def times(self, factor: jax.Array) -> "Term":
+        factor = jnp.asarray(factor, self.scale.dtype)
         return dataclasses.replace(self, scale=self.scale * factor)
 
 
@@ -55,13 +60,23 @@ def add_term(total: jax.Array, term: Term, dtype: jnp.dtype) -> jax.Array:
     if term.scale.shape[-1] == 1:
         return add(total, term)[0]
     # Each of the T in turn, as a term of one direction.
-    keys = jnp.moveaxis(term.key[..., None, :], -3, 0)
+    keys = jnp.moveaxis(term.key[..., None], -2, 0)
     scales = jnp.moveaxis(term.scale[..., None], -2, 0)
-    return jax.lax.scan(add, total, Term(keys, scales, term.entries))[0]
+    return loops.scan(add, total, Term(keys, scales, term.entries))[0]
+
+
+class _Name(str):
+    """A name for errors, which no two structures differ by."""
+
+    __slots__ = ()
+    __eq__ = lambda self, other: isinstance(other, _Name)
+    __hash__ = lambda self: 0
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["value", "terms"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["value", "terms"],
+    meta_fields=["name"],
 )
 @dataclasses.dataclass(frozen=True)
 class PerturbedArray:
@@ -74,6 +89,7 @@ class PerturbedArray:
 
     value: jax.Array  # f[slices..., ...], the untouched parameter
     terms: tuple[Term, ...]  # keys of the noise, and mu times the side of the query
+    name: _Name  # where among params
 
     def __getitem__(self, which: Any) -> "PerturbedArray":
         """Picks along the first axis, which must be one of slices."""
@@ -86,8 +102,41 @@ class PerturbedArray:
             raise IndexError("only the first axis of a PerturbedArray can be indexed")
         return jax.tree.map(lambda leaf: leaf[which], self)
 
+    def __getattr__(self, attribute: str) -> Any:
+        """Names the leaf, where code takes it for an array."""
+        if attribute.startswith("__") or attribute in ("value", "terms", "name"):
+            raise AttributeError(attribute)
+        _refuse(f"attribute {attribute!r}")(self)
+
+
+def _refuse(what: str) -> Callable[..., Any]:
+    """A method that says how such an array is used."""
+
+    def method(self, *_, **__):
+        raise TypeError(
+            f"params{self.name} is perturbed where it is used and has no {what}: a"
+            " module that does not know such leaves takes zojax.materialize(params),"
+            " best a layer at a time (in the body of a scan, say)"
+        )
+
+    return method
+
+
+_ARITHMETIC = ["add", "sub", "mul", "truediv", "floordiv", "mod", "matmul", "pow"]
+for _special in (
+    *("len", "iter", "array", "jax_array", "neg", "pos", "abs", "float", "bool", "int"),
+    *(side + name for name in _ARITHMETIC for side in ("", "r")),
+    *("lt", "le", "gt", "ge"),
+):
+    setattr(PerturbedArray, f"__{_special}__", _refuse(f"__{_special}__"))
+
 
 _is_term = lambda x: isinstance(x, Term)
+
+
+def name_of(path: tuple[Any, ...]) -> _Name:
+    """Where a leaf is among params."""
+    return _Name(jax.tree_util.keystr(path))
 
 
 def materialize(tree: PyTree) -> PyTree:
@@ -183,17 +232,21 @@ def lazy(base: Sampler, stacked: PyTree = False) -> Sampler:
                 raise ValueError(f"stacked must be False at the scalar params{name}")
             if flag:
                 row_key = slice_keys(row_key, jnp.shape(leaf)[0])
-            words = jax.random.key_data(row_key)[..., None, :]
-            ones = jnp.ones(words.shape[:-1], wide_dtype(jnp.result_type(leaf)))
-            found.append(Term(words, ones, entries))
+            ones = jnp.ones((*row_key.shape, 1), wide_dtype(jnp.result_type(leaf)))
+            found.append(Term(row_key[..., None], ones, entries))
         return jax.tree.unflatten(jax.tree.structure(params), found)
 
     def line(key, k, num_directions, params):
         found = terms(key, k, num_directions, params)
 
         def moved(scale):
-            leaf = lambda term, p: PerturbedArray(jnp.asarray(p), (term.times(scale),))
-            return jax.tree.map(leaf, found, params, is_leaf=_is_term)
+            def leaf(path, term, p):
+                terms = (term.times(scale),)
+                return PerturbedArray(jnp.asarray(p), terms, name_of(path))
+
+            return jax.tree_util.tree_map_with_path(
+                leaf, found, params, is_leaf=_is_term
+            )
 
         return moved
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from zojax._keys import KEY_IMPL, leaf_keys
+from zojax._loops import map_rows
 from zojax._numerics import PyTree, on_cpu, wide_dtype
 from zojax.perturbations._entries import placed_like, trainable
 
@@ -57,9 +58,11 @@ LARGE_DRAW = 2**18
 def standard_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draws N(0, 1) in float32; under vmap on a CPU large draws take turns."""
     draw = lambda key: jax.random.normal(key, shape, jnp.float32)
-    if math.prod(shape) >= LARGE_DRAW and on_cpu():
-        draw = jax.custom_batching.sequential_vmap(draw)
-    return draw(key)
+    if math.prod(shape) < LARGE_DRAW or not on_cpu():
+        return draw(key)
+    alone = jax.custom_batching.custom_vmap(draw)
+    alone.def_vmap(lambda size, batched, keys: (map_rows(alone, keys), True))
+    return alone(key)
 
 
 def fair_signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -67,7 +70,7 @@ def fair_signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     size = math.prod(shape)
     words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
     # Bit 31 - j becomes the sign bit of entry j: 0x3F800000 is 1.0f, 0xBF800000 -1.0f.
-    shifted = words[:, None] << jnp.arange(32, dtype=jnp.uint32)
+    shifted = words[:, None] << jnp.arange(32, dtype=jnp.uint32)[None]
     bits = (shifted & jnp.uint32(0x80000000)) | jnp.uint32(0x3F800000)
     signs = jax.lax.bitcast_convert_type(bits, jnp.float32)
     return signs.reshape(-1)[:size].reshape(shape)

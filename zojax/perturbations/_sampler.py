@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from zojax import _loops as loops
 from zojax._checks import check_option
 from zojax._numerics import PyTree, contract, is_none, wide_dtype
 
@@ -107,7 +108,7 @@ def map_leading(
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], only)
     if chunk_size is None or chunk_size >= size:
         return jax.vmap(function)(xs)
-    return jax.lax.map(function, xs, batch_size=chunk_size if chunk_size > 1 else None)
+    return loops.map_rows(function, xs, chunk_size)
 
 
 def stacked_rows(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from zojax import _loops as loops
 from zojax._numerics import PyTree, wide_dtype
 from zojax.perturbations._low_rank.array import (
     HIGHEST,
@@ -259,7 +260,7 @@ def _scan(eqn: JaxprEqn, *inputs: Any) -> list:
         return outputs[: len(init)], outputs[len(init) :]
 
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
-    carry, ys = jax.lax.scan(step, init, parts, **options)
+    carry, ys = loops.scan(step, init, parts, **options)
     return [*carry, *ys]
 
 

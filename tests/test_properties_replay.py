@@ -1,0 +1,59 @@
+"""Random examples again: chunks, restarts and told values give the same step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import assume, given
+from test_properties import chunks, examples, incoming, loss
+
+import zojax
+
+
+def assert_close(found, expected, scale):
+    """Equal up to rounding: of values of f over mu, and of a bfloat16 result."""
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, rtol=2e-2, atol=1e-2 * scale)
+
+
+def size_of(updates):
+    leaves = [np.asarray(u, np.float32) for u in jax.tree.leaves(updates)]
+    return 1.0 + max((np.abs(u).max(initial=0) for u in leaves), default=0.0)
+
+
+@given(examples(), chunks)
+def test_chunks_and_restarts(setting, chunk_size):
+    """Chunks change nothing; a saved state takes the same step to the bit."""
+    assume(chunk_size is not None)
+    params, seen = setting.params, incoming(setting)
+    together, apart = setting.make(), setting.make(chunk_size=chunk_size)
+    state = together.init(params)
+    expected, after = together.update(seen, state, params, value_fn=loss)
+    found, _ = apart.update(seen, state, params, value_fn=loss)
+    assert_close(found, expected, size_of(expected))
+
+    saved = jax.tree.map(np.asarray, after)
+    restored = jax.tree.map(jnp.asarray, saved)
+    twice = [
+        together.update(seen, s, params, value_fn=loss)[0] for s in (after, restored)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, twice), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@given(examples())
+def test_asked_and_told(setting):
+    """Values measured at the points of ask give the step of value_fn."""
+    assume(jax.tree.leaves(setting.params))
+    opt, params, seen = setting.make(), setting.params, incoming(setting)
+    state, told = opt.init(params), []
+    with jax.disable_jit():  # programs of their own, which would be compiled each time
+        for _ in range(opt.num_rounds):
+            told.append(jax.vmap(loss)(opt.ask(state, params, *told, updates=seen)))
+        values = tuple(told) if opt.num_rounds > 1 else told[0]
+        found, after = opt.update(seen, state, params, values=values)
+    expected, called = opt.update(seen, state, params, value_fn=loss)
+    assert_close(found, expected, size_of(expected))
+    a, b = after.log.query_values, called.log.query_values
+    np.testing.assert_allclose(a, b, rtol=2e-2, atol=1e-2)
+    assert isinstance(opt, zojax.Estimator)

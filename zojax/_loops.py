@@ -1,0 +1,74 @@
+"""Loops: one program where JAX traces, plain Python where it runs each operation.
+
+Outside of jit a ``lax.scan`` over a closure is compiled anew at each call, which takes
+seconds, and what was compiled is never freed. A Python loop compiles nothing there.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zojax._numerics import PyTree
+
+
+def tracing() -> bool:
+    """Whether operations are recorded now, as under jit, instead of run."""
+    zero = np.zeros((), np.float32)
+    return isinstance(jax.lax.add(zero, zero), jax.core.Tracer)
+
+
+def _at(xs: PyTree, i: int) -> PyTree:
+    """Element i along the first axis; one small program for all i."""
+    index = np.int32(i)
+    return jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), xs
+    )
+
+
+def _stacked(trees: list[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def scan(
+    function: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    init: PyTree,
+    xs: PyTree,
+    **options: Any,
+) -> tuple[PyTree, PyTree]:
+    """As jax.lax.scan, of options it knows in a program alone (unroll, say)."""
+    length = options.pop("length", None)
+    if length is None:
+        length = len(jax.tree.leaves(xs)[0])
+    if tracing() or length == 0:
+        return jax.lax.scan(function, init, xs, length=length, **options)
+    carry, found = init, []
+    order = range(length)
+    for i in reversed(order) if options.get("reverse") else order:
+        carry, y = function(carry, _at(xs, i))
+        found.append(y)
+    if options.get("reverse"):
+        found.reverse()
+    return carry, _stacked(found)
+
+
+def map_rows(
+    function: Callable[[PyTree], PyTree], xs: PyTree, batch_size: int = 1
+) -> PyTree:
+    """As jax.lax.map: so many of the first axis at once, the batches in turn."""
+    size = len(jax.tree.leaves(xs)[0])
+    if tracing() or size == 0:
+        several = batch_size if batch_size > 1 else None
+        return jax.lax.map(function, xs, batch_size=several)
+    if batch_size == 1:
+        return _stacked([function(_at(xs, i)) for i in range(size)])
+
+    def batch(start):
+        some, start = min(batch_size, size - start), np.int32(start)
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, some)
+        return jax.vmap(function)(jax.tree.map(cut, xs))
+
+    parts = [batch(start) for start in range(0, size, batch_size)]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
