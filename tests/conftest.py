@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+from hypothesis import HealthCheck, settings
+
 # Most of the suite's time is XLA compiling small programs; these nearly halve it. To
 # test what a user's process compiles: XLA_FLAGS=--xla_cpu_use_fusion_emitters=true.
 QUICK_COMPILES = (
@@ -27,6 +29,17 @@ for flag in QUICK_COMPILES:
     if flag.split("=")[0] not in flags and accepted(f"{flags} {flag}"):
         flags = f"{flags} {flag}"
 os.environ["XLA_FLAGS"] = flags
+
+# Of all property tests together; --hypothesis-profile=thorough for the larger number.
+for profile, number in (("ci", 2000), ("thorough", 10_000)):
+    settings.register_profile(
+        profile,
+        max_examples=number,
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+settings.load_profile("ci")
 
 # The script that writes the references needs torch, which the tests do not.
 collect_ignore = ["references"]

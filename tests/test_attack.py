@@ -2,7 +2,9 @@
 
 import csv
 import gzip
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +19,20 @@ from rich.console import Console
 
 import zojax
 from benchmarks.__main__ import main
-from benchmarks.attack import classifier, command, data, engine, report, results
+from benchmarks.attack import (
+    classifier,
+    command,
+    data,
+    engine,
+    progress,
+    report,
+    results,
+)
 from benchmarks.attack.results import Row
 
 NAMES = ("vanilla", "mean", "simplex")
 FLAGS = ["--images=12", "--queries=421", "--epochs=1", "--jobs=1"]
-FLAGS += [f"--methods={','.join(NAMES)}"]
+FLAGS += [f"--methods={','.join(NAMES)}", "--goals=targeted,untargeted"]
 RATES = (0.001, 0.003, 0.01)
 TARGETED, UNTARGETED = engine.GOALS.values()
 
@@ -493,7 +503,7 @@ def read(folder):
 
 
 def test_results_are_consistent(finished, few_digits):
-    expected = {"attack.csv", "settings.json", "classifier.msgpack"}
+    expected = {"attack.csv", "attack.log", "settings.json", "classifier.msgpack"}
     for goal in engine.GOALS:
         expected |= {f"adversarial-{goal}-{name}.npy" for name in NAMES}
         expected |= {f"examples-{goal}.png", f"success-{goal}.png"}
@@ -558,6 +568,85 @@ def test_results_are_consistent(finished, few_digits):
                 )
     # The checks above are about something.
     assert outcomes == {(goal, won) for goal in engine.GOALS for won in (True, False)}
+
+
+def test_the_log_has_the_row_of_each_method_as_it_ended(finished):
+    """What it took, and how long the rest takes, in a line each."""
+    lines = (finished / "attack.log").read_text().splitlines()
+    opening = r"\d method\(s\), targeted, untargeted, 12 images, .* about"
+    assert re.match(opening, lines[0])
+    assert lines[1].startswith("Classifier: ")
+    label = lambda goal, name: f"{goal}: {engine.METHODS[name].label}"
+    labels = [label(goal, name) for goal in engine.GOALS for name in NAMES]
+    rows = [line for line in lines if "queries for half of the images" in line]
+    assert [re.split(r": \d+% \[", row)[0] for row in rows] == labels
+    for row in rows[:-1]:
+        assert re.search(r"; (about \d+ (s|min) left|all done after)", row)
+    assert "all done after" in rows[-1]
+    broken = [row for row in read(finished) if row["method"] == NAMES[0]]
+    assert broken
+
+
+def test_a_row_by_hand():
+    rows = [
+        results.Row("targeted", "mean", 0.1, i, 0, 1, i < 2, 100 * (i + 1), 1.0, 0.1)
+        for i in range(4)
+    ]
+    words = "50% [15%, 85%] broken, 200 queries for half of the images"
+    assert report.row(rows, 1000) == words
+    assert "over 1,000 queries" in report.row(rows[2:], 1000)
+
+
+def test_time_left_by_hand(monkeypatch):
+    """A quarter of four works took 30 s: 90 s are left; kept ones do not count."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), width=200)
+    watch = progress.Watch(console, dict.fromkeys("abcd", 10))
+    watch.begin()
+    watch.add("a", "first")
+    assert watch.left() == "5 s so far"
+    now[0] = 30.0
+    watch.move("a", "first", 10, "steps")
+    assert watch.left() == "about 2 min left"
+    assert "first: 10 of 10 steps; about 2 min left" in console.file.getvalue()
+    now[0] = 31.0
+    watch.move("a", "first", 10, "steps")  # not again so soon
+    assert console.file.getvalue().count("first") == 1
+    resumed = progress.Watch(console, dict.fromkeys("ab", 10))
+    resumed.begin()
+    resumed.add("a", "first", kept=True)
+    resumed.add("b", "second")
+    now[0] = 41.0
+    resumed.move("b", "second", 5, "steps")
+    assert resumed.left() == "about 10 s left"
+
+
+@pytest.mark.parametrize(
+    ("flags", "methods", "goals", "images", "words"),
+    [
+        ([], 4, ["targeted"], 50, "--whole"),
+        (["--whole"], 11, ["targeted", "untargeted"], 100, ""),
+        (["--full"], 11, ["targeted", "untargeted"], 200, ""),
+        (["--whole", "--goals=targeted", "--images=7"], 11, ["targeted"], 7, ""),
+    ],
+)
+def test_sizes(flags, methods, goals, images, words, monkeypatch, tmp_path):
+    """By default what a newcomer should see; the whole table is an option away."""
+    seen, many = [], data.Images(*(np.zeros(300),) * 3)
+    monkeypatch.setattr(data, "load", lambda folder: data.Data(many, many))
+    monkeypatch.setattr(command, "_run", lambda args, *_: seen.append(args))
+    assert main(["attack", *flags, f"--output={tmp_path / 'out'}"]) == 0
+    (args,) = seen
+    assert (len(args.methods), args.goals, args.images) == (methods, goals, images)
+    line = command._opening(args)
+    assert f"{methods} method(s), {', '.join(goals)}, {images} images" in line
+    assert ("--whole: about" in line) == bool(words)
+
+
+def test_whole_and_full_exclude_each_other(capsys):
+    assert main(["attack", "--whole", "--full"]) == 2
+    assert "not allowed with" in one_line(capsys)
 
 
 def noting(ran):

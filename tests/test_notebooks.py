@@ -23,8 +23,8 @@ def outputs(notebook):
     return [output for cell in code_cells(notebook) for output in cell.outputs]
 
 
-def test_there_are_six():
-    assert [path.name[:2] for path in FILES] == ["01", "02", "03", "04", "05", "06"]
+def test_there_are_seven():
+    assert [path.name[:2] for path in FILES] == [f"0{n}" for n in range(1, 8)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -37,7 +37,7 @@ def test_stored_outputs_are_those_of_one_run(path):
     names = [getattr(output, "name", "") for output in outputs(notebook)]
     assert "stderr" not in names
     figures = [o for o in outputs(notebook) if "image/png" in o.get("data", {})]
-    assert figures
+    assert figures or path.stem == "07_recipes"  # which asserts what it promises
     assert path.stat().st_size < LIMIT
     assert notebook.metadata.kernelspec.name == "python3"
 

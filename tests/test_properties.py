@@ -13,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zojax
@@ -29,14 +29,10 @@ from zojax.perturbations import (
     sphere,
 )
 
-quiet = list(HealthCheck)
-settings.register_profile(
-    "ci", max_examples=500, derandomize=True, deadline=None, suppress_health_check=quiet
-)
-settings.register_profile(
-    "thorough", max_examples=2500, deadline=None, suppress_health_check=quiet
-)
-settings.load_profile("ci")
+
+def part(share):
+    """So much of the examples of all properties, 2,000 or with the profile 10,000."""
+    return settings(max_examples=round(share * settings.default.max_examples))
 
 
 # -- random params ---------------------------------------------------------------------
@@ -199,6 +195,7 @@ def shapes(tree):
 # -- what holds ------------------------------------------------------------------------
 
 
+@part(0.5)
 @given(examples(), chunks)
 def test_structure_shapes_and_dtypes(setting, chunk_size):
     """An update looks like params, a state like itself, points have a leading axis."""
@@ -216,6 +213,7 @@ def test_structure_shapes_and_dtypes(setting, chunk_size):
         assert (point[0][1:], point[1]) == leaf
 
 
+@part(0.2)
 @given(examples(), chunks)
 def test_finite_and_frozen(setting, chunk_size):
     """Two steps: finite, zero at frozen leaves, every query counted."""

@@ -47,7 +47,7 @@ def check_like(name: str, tree: Any, like: Any) -> None:
     None in ``like`` is a frozen leaf, where tree may hold anything.
     """
     is_none = lambda x: x is None
-    flat = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_none)
+    flat: Any = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_none)
     leaves, structure = flat
     try:
         found = structure.flatten_up_to(tree)

@@ -302,11 +302,13 @@ def as_gradient(sums: PyTree, params: PyTree) -> PyTree:
         largest = jnp.asarray(jnp.finfo(dtype).max, x.dtype)
         return jnp.clip(jnp.where(jnp.isnan(x), 0, x), -largest, largest).astype(dtype)
 
-    found, structure = jax.tree_util.tree_flatten_with_path(sums, is_leaf=is_none)
+    flat: Any = jax.tree_util.tree_flatten_with_path(sums, is_leaf=is_none)
+    found, structure = flat
     try:
         parts = structure.flatten_up_to(params)
     except (ValueError, TypeError):
         accepted = f"of the structure of params, {jax.tree.structure(params)}"
         raise ValueError(f"sums must be {accepted}, got {structure}") from None
-    new = [leaf(*one, part) for one, part in zip(found, parts, strict=True)]
+    pairs = zip(found, parts, strict=True)
+    new = [leaf(path, x, part) for (path, x), part in pairs]
     return jax.tree.unflatten(structure, new)

@@ -153,6 +153,8 @@ def answer_of(result: Any, has_aux: bool) -> tuple[jax.Array, PyTree]:
     if has_aux and not (isinstance(result, tuple) and len(result) == 2):
         accepted = "(value, aux) with has_aux=True"
         raise ValueError(f"value_fn must return {accepted}, got {_kind(result)}")
+    value: Any
+    aux: Any
     value, aux = result if has_aux else (result, None)
     advice = ""
     if isinstance(value, tuple):

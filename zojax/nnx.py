@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 from flax import nnx
 
 from zojax._objective import Carried
@@ -78,15 +79,19 @@ def split_loss(
         if p.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD):
             raise ValueError(f"loss must name each argument, got {p} among them")
     changing = nnx.All(nnx.Not(nnx.Param), nnx.Not(nnx.RngKey))
-    graph, params, state, fixed = nnx.split(model, wrt, changing, ...)
+    split: Any = nnx.split
+    graph, params, state, fixed = split(model, wrt, changing, ...)
 
     def value_fn(params, model_state, **data):
-        copy = nnx.merge(graph, params, model_state.state, fixed, copy=True)
+        kept = jax.tree.map(lambda x: x, state)
+        nnx.replace_by_pure_dict(kept, model_state.state)
+        copy = nnx.merge(graph, params, kept, fixed, copy=True)
         value = loss(copy, **data)
-        _, _, new, _ = nnx.split(copy, wrt, changing, ...)
-        return value, Carried(new)
+        _, _, new, _ = split(copy, wrt, changing, ...)
+        return value, Carried(nnx.to_pure_dict(new))
 
     own = [kinds(n, kinds.POSITIONAL_OR_KEYWORD) for n in ("params", "model_state")]
     data = [p.replace(kind=kinds.KEYWORD_ONLY) for p in names]
     value_fn.__signature__ = inspect.Signature([*own, *data])  # type: ignore[attr-defined]
-    return SplitLoss(value_fn, params, Carried(state))
+    # Plain dicts, since nnx.Optimizer takes the Variables out of what it holds.
+    return SplitLoss(value_fn, params, Carried(nnx.to_pure_dict(state)))

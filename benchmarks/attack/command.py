@@ -13,13 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 import zojax
 from benchmarks import UsageError, names_of, positive, positives, whole_number
@@ -33,12 +26,17 @@ from benchmarks.attack.engine import (
     attack,
     white_box,
 )
+from benchmarks.attack.progress import Watch, spoken
 from benchmarks.attack.results import SETTINGS, Finished, Folder, Row, tuned
 from benchmarks.threads import run_all
 
 PAPER_RATE = 0.01
-# Images and queries of an attack.
-QUICK, FULL = (100, 2000), (200, 10_000)
+# Images and queries of an attack: by default, with --whole and with --full.
+QUICK, WHOLE, FULL = (50, 2000), (100, 2000), (200, 10_000)
+QUICK_GOALS = ["targeted"]
+QUICK_METHODS = ["vanilla", "mean-rademacher", "zoar", "dap"]
+# Seconds on 2 cores (Xeon at 2.0 GHz): training, compiling a method, a million queries.
+TRAINING, COMPILING, MILLION = 10.0, 4.0, 28.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,18 +51,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--goals",
         type=names_of("goal", GOALS),
-        default=",".join(GOALS),
-        help="targeted: the next class; untargeted: any other",
+        default=argparse.SUPPRESS,
+        help="targeted: the next class; untargeted: any other (default:"
+        f" {','.join(QUICK_GOALS)}; with --whole or --full all)",
     )
     add(
         "--methods",
         type=names_of("method", METHODS),
-        default=",".join(METHODS),
-        help="which to compare, separated by commas",
+        default=argparse.SUPPRESS,
+        help="which to compare, separated by commas (default:"
+        f" {','.join(QUICK_METHODS)}; with --whole or --full all: {','.join(METHODS)})",
     )
-    add("--full", action="store_true", help="more images and queries; resumable")
-    add("--images", type=whole_number(1), help=_sizes("images to attack", 0))
-    add("--queries", type=whole_number(1), help=_sizes("budget of an attack", 1))
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--whole",
+        action="store_true",
+        help="all methods and goals on more images: the table of the README",
+    )
+    size.add_argument(
+        "--full", action="store_true", help="even more images, and more queries"
+    )
+    hidden = {"type": whole_number(1), "default": argparse.SUPPRESS}
+    add("--images", help=_sizes("images to attack", 0), **hidden)
+    add("--queries", help=_sizes("budget of an attack", 1), **hidden)
     add("--smoothing", type=positive, default=0.05, help="mu")
     add("--directions", type=whole_number(2), default=10, help="K, per step")
     add(
@@ -103,14 +112,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sizes(what: str, i: int) -> str:
-    return f"{what} (default: {QUICK[i]:,}, with --full {FULL[i]:,})"
+    given = f"{QUICK[i]:,}, with --whole {WHOLE[i]:,}, with --full {FULL[i]:,}"
+    return f"{what} (default: {given})"
+
+
+def _expected(args: argparse.Namespace, methods: int, goals: int, images: int) -> float:
+    """Seconds that so many attacks take on 2 cores, roughly."""
+    millions = methods * goals * images * len(args.learning_rates) * args.queries / 1e6
+    return TRAINING + methods * goals * COMPILING + MILLION * millions
+
+
+def _opening(args: argparse.Namespace) -> str:
+    """What is going to be done, and how long it and the whole table take."""
+    methods, goals = len(args.methods), len(args.goals)
+    now = spoken(_expected(args, methods, goals, args.images))
+    line = (
+        f"{methods} method(s), {', '.join(args.goals)}, {args.images} images,"
+        f" {args.queries:,} queries each: about {now} on 2 cores."
+    )
+    if args.whole or args.full:
+        return line
+    most = _expected(args, len(METHODS), len(GOALS), WHOLE[0])
+    return (
+        f"{line} The whole table, {len(METHODS)} methods, {len(GOALS)} goals and"
+        f" {WHOLE[0]} images, is --whole: about {spoken(most)}."
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains the classifier, attacks it with every method and reports."""
-    sizes = FULL if args.full else QUICK
-    args.images = args.images or sizes[0]
-    args.queries = args.queries or sizes[1]
+    sizes = FULL if args.full else WHOLE if args.whole else QUICK
+    quick = not (args.whole or args.full)
+    for name, value in {
+        "images": sizes[0],
+        "queries": sizes[1],
+        "goals": QUICK_GOALS if quick else list(GOALS),
+        "methods": QUICK_METHODS if quick else list(METHODS),
+    }.items():
+        setattr(args, name, getattr(args, name, value))
     dearest = max(METHODS[name].cost(args.directions) for name in args.methods)
     if args.queries < dearest:
         raise UsageError(
@@ -147,18 +186,17 @@ def _run(
     settings: dict[str, Any],
 ) -> None:
     console = Console(highlight=False)
-    bars = Progress(
-        TextColumn("{task.description:<30}"),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        console=console,
-    )
-    with bars:
+    steps = {
+        name: args.queries // METHODS[name].cost(args.directions) for name in METHODS
+    }
+    keys = [(goal, name) for goal in args.goals for name in args.methods]
+    watch = Watch(console, {key: steps[key[1]] for key in keys})
+    with watch.bars:
         if args.resume:
             folder.open(settings, resume=True)
-        params, correct = _victim(args, images, folder, bars)
+            watch.keep_lines(folder.log)
+        watch.say(_opening(args))
+        params, correct = _victim(args, images, folder, watch)
         chosen = np.flatnonzero(correct)[: args.images]
         if len(chosen) < args.images:
             raise UsageError(
@@ -167,6 +205,7 @@ def _run(
             )
         if not args.resume:  # only now: nothing is lost to a bad argument
             folder.open(settings, resume=False)
+            watch.keep_lines(folder.log)
         folder.save(folder.victim, serialization.to_bytes(params))
         victims = Images(*(leaf[chosen] for leaf in images.held_out))
         classify = lambda image: classifier.log_probs(params, image[None])[0]
@@ -181,21 +220,21 @@ def _run(
         if args.resume:
             results = folder.load(victims.rows.tolist(), args.learning_rates)
 
-        def work(goal, name):
-            steps = args.queries // METHODS[name].cost(args.directions)
+        def work(key):
+            goal, name = key
             label = f"{goal}: {METHODS[name].label}"
-            if (goal, name) in results:
-                bars.add_task(label, total=steps, completed=steps, note="steps, kept")
+            if key in results:
+                watch.add(key, label, kept=True)
                 return None
 
             def compute(check):
-                bar = bars.add_task(label, total=steps, note="steps")
+                watch.add(key, label)
 
                 def move(done, state):
                     check()
                     shares = np.mean(state.success, axis=0)
                     broken = "/".join(f"{share:.0%}" for share in shares)
-                    bars.update(bar, completed=done, note=f"steps, {broken} broken")
+                    watch.move(key, label, done, f"steps, {broken} broken")
 
                 classes = asked[goal]
                 state = _attack(args, goal, name, classify, victims, classes, move)
@@ -206,12 +245,11 @@ def _run(
         def keep(key, finished):
             results[key] = finished
             folder.store(key, results)
+            row = report.row(tuned(finished.rows, args.queries), args.queries)
+            watch.end(key, f"{key[0]}: {METHODS[key[1]].label}: {row}")
 
-        works = {
-            (goal, name): work(goal, name)
-            for goal in args.goals
-            for name in args.methods
-        }
+        watch.begin()
+        works = {key: work(key) for key in keys}
         missing = {key: compute for key, compute in works.items() if compute}
         run_all(missing, args.jobs, keep)
 
@@ -285,9 +323,10 @@ def _finish(
 
 
 def _victim(
-    args: argparse.Namespace, images: data.Data, folder: Folder, bars: Progress
+    args: argparse.Namespace, images: data.Data, folder: Folder, watch: Watch
 ) -> tuple[Any, np.ndarray]:
     """Returns (params, bool[n] which of the held-out images the classifier knows)."""
+    bars = watch.bars
     training = Images(*(leaf[: args.training_images] for leaf in images.training))
     bar = bars.add_task("training the classifier", total=args.epochs, note="epochs")
     params = None
@@ -307,7 +346,7 @@ def _victim(
     held_out = images.held_out
     predictions = classifier.log_probs(params, held_out.images).argmax(axis=-1)
     correct = np.asarray(predictions) == held_out.labels
-    bars.console.print(
+    watch.say(
         f"Classifier: {correct.mean():.1%} of {len(correct):,} held-out images right,"
         f" trained on {len(training.labels):,}."
     )

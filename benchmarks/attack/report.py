@@ -48,6 +48,24 @@ def best_method(results: Mapping[str, Sequence[Row]], budget: int) -> str:
 # -- words -----------------------------------------------------------------------------
 
 
+def _count(queries: float) -> str:
+    return f"{queries:,.0f}" if np.isfinite(queries) else "-"
+
+
+def _to_success(rows: Sequence[Row]) -> list[float]:
+    """Queries to the first success; a failure is beyond the budget."""
+    return [row.queries if row.success else np.inf for row in rows]
+
+
+def row(rows: Sequence[Row], budget: int) -> str:
+    """A method in a line, as it ends."""
+    low, high = wilson(sum(row.success for row in rows), len(rows))
+    median = np.percentile(_to_success(rows), 50, method="inverted_cdf")
+    needed = _count(median) if np.isfinite(median) else f"over {budget:,}"
+    share = f"{success_rate(rows):.0%} [{low:.0%}, {high:.0%}] broken"
+    return f"{share}, {needed} queries for half of the images"
+
+
 def table(
     title: str,
     results: Mapping[str, Sequence[Row]],
@@ -70,21 +88,18 @@ def table(
     for heading in ("step", "success", "queries", "L2", "Linf"):
         out.add_column(heading, justify="right", no_wrap=True)
 
-    def count(queries):
-        return f"{queries:,.0f}" if np.isfinite(queries) else "-"
-
     for name, rows in results.items():
         wins = [row for row in rows if row.success]
         low, high = wilson(len(wins), len(rows))
-        # Of what was observed, nothing in between; a failure is beyond the budget.
-        spent = [row.queries if row.success else np.inf for row in rows]
+        # Of what was observed, nothing in between.
+        spent = _to_success(rows)
         first, median, third = np.percentile(spent, (25, 50, 75), method="inverted_cdf")
         rates = sorted({row.learning_rate for row in rows})
         out.add_row(
             labels[name],
             "/".join(f"{rate:g}" for rate in rates),
             f"{len(wins) / len(rows):.0%} [{low:.0%}, {high:.0%}]",
-            f"{count(median)} [{count(first)}, {count(third)}]",
+            f"{_count(median)} [{_count(first)}, {_count(third)}]",
             f"{np.median([row.l2 for row in wins]):.2f}" if wins else "-",
             f"{max(row.linf for row in wins):.3f}" if wins else "-",
         )
@@ -108,10 +123,7 @@ def conclusion(
         f" with failures at {budget:,}"
     )
     # A failure never beats a failure, whatever was left of the budget.
-    spent = {
-        name: np.array([row.queries if row.success else np.inf for row in rows])
-        for name, rows in results.items()
-    }
+    spent = {name: np.array(_to_success(rows)) for name, rows in results.items()}
     pairs = math.comb(len(results), 2)  # the best one was chosen among all
     clear, unclear = [], []
     for name in results:

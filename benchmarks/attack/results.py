@@ -77,6 +77,7 @@ class Folder(folder.Folder):
     def __init__(self, path: Path):
         super().__init__(path)
         self.csv = path / "attack.csv"
+        self.log = path / "attack.log"
         self.victim = path / "classifier.msgpack"
 
     def images(self, goal: str, name: str) -> Path:
@@ -90,7 +91,7 @@ class Folder(folder.Folder):
 
     def open(self, settings: dict[str, Any], resume: bool) -> None:
         """Starts afresh, or checks that what is there was made with these settings."""
-        old = [self.csv, self.victim]
+        old = [self.csv, self.log, self.victim]
         for goal in GOALS:
             old += [self.examples(goal), self.success(goal)]
             old += [self.images(goal, name) for name in METHODS]

@@ -1,7 +1,8 @@
 """The frozen estimates: three steps of every estimator, sampler, chunk and storage.
 
 ``python tests/references/estimates.py`` wrote estimates.npz at the commit before the
-redesign of 0.1.0 (f60bc2f). ``--check`` compares to the bit; test_frozen_estimates.py
+redesign of 0.1.0 (f60bc2f), but for the four of aligned_projection, whose row 0 is
+another since. ``--check`` compares to the bit; test_frozen_estimates.py
 does so too where JAX and the machine's vector instructions are those of the file, and
 elsewhere to rounding. ``--level`` is XLA's optimization level (0 compiles fastest),
 ``--file`` another file.
