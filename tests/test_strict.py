@@ -1,4 +1,4 @@
-"""Every public factory in JAX's strict modes, all at once, with and without x64."""
+"""Every public factory, on mixed dtypes, in all of JAX's strict modes at once."""
 
 import contextlib
 
@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from registry import ESTIMATORS
 from test_common import all_finite, build, incoming, quick_jit
@@ -66,6 +67,8 @@ def test_a_step_in_all_strict_modes(name, setting):
             updates, state = step(state, params)
         chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
         assert all_finite(updates)
+        wide = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+        assert optax.tree.get(state, "query_mean").dtype == wide
         assert any(np.any(np.asarray(u, float)) for u in jax.tree.leaves(updates))
         jax.eval_shape(lambda s: opt.ask(s, params, updates=seen), state)
 
