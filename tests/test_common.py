@@ -13,6 +13,7 @@ import pytest
 from registry import ESTIMATORS, SAMPLERS
 
 import zojax
+import zojax.nnx
 from zojax.perturbations import restrict
 
 NAMES = list(ESTIMATORS)
@@ -92,7 +93,7 @@ def test_registry_is_complete():
 
 def test_every_public_name_is_documented():
     """Args, Returns, an example and a source, for functions that users call."""
-    modules = [zojax, zojax.perturbations, zojax.queries, zojax.weights]
+    modules = [zojax, zojax.perturbations, zojax.queries, zojax.weights, zojax.nnx]
     for module in modules:
         for name in module.__all__:
             item = getattr(module, name)

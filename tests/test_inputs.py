@@ -508,3 +508,33 @@ def test_projections_near_full_rank(d, num, difference):
     slack = np.sqrt(num) * (bias + 3e-7 * 4 / mu)
     sizes, allowed = (np.linalg.norm(np.asarray(a), axis=1) for a in (g, gradient))
     assert np.max(sizes - 1.01 * allowed) < slack
+
+
+# -- flags and functions of the public parts -------------------------------------------
+
+V = zojax.Directions(rademacher(), 0, 2)
+FLAGS = {
+    "has_aux of evaluate": lambda x: zojax.evaluate(value_fn, X, V, 0.1, has_aux=x),
+    "has_aux of estimate": lambda x: zojax.estimate(
+        value_fn, X, V, 0.1, jnp.ravel, has_aux=x
+    ),
+    "fixed_length of aligned": lambda x: aligned(X, fixed_length=x),
+    "fixed_length of dap": lambda x: zojax.dap(0.1, 4, key=0, fixed_length=x),
+    "symmetric of zoar": lambda x: zojax.zoar(0.1, 4, key=0, symmetric=x),
+    "leave_one_out of zoar": lambda x: zojax.zoar(0.1, 4, key=0, leave_one_out=x),
+    "has_aux of reinforce": lambda x: zojax.reinforce(0.1, 4, key=0, has_aux=x),
+}
+
+
+@pytest.mark.parametrize("wrong", ["no", [1], float("nan"), None, 1])
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flag_is_true_or_false(flag, wrong):
+    with pytest.raises(ValueError, match=rf"{flag.split()[0]} must be True or False"):
+        FLAGS[flag](wrong)
+
+
+def test_from_rows_checks_its_functions():
+    row = lambda key, k, num_directions, params: params
+    for options, words in (({"check": 3}, "check must be"), ({"design": 1}, "design")):
+        with pytest.raises(ValueError, match=words):
+            zojax.perturbations.from_rows(row, **options)

@@ -25,6 +25,7 @@ from zojax.perturbations import (
     restrict,
     sphere,
 )
+from zojax.perturbations._low_rank import interpreter
 from zojax.perturbations._sampler import perturb
 
 KEY = jax.random.key(4)
@@ -608,3 +609,16 @@ def test_eight_directions_need_the_memory_of_one(apply):
     assert eight <= 1.2 * one
     whole = compiled_bytes(explicit(sampler), 8, apply)
     assert whole > 5 * eight  # so that the test can fail
+
+
+def test_a_program_that_cannot_be_read_names_the_versions(monkeypatch):
+    """As a later JAX may hold them: the error says what was tested, and the way out."""
+
+    def unreadable(eqn, *inputs):
+        raise AttributeError("'JaxprEqn' object has no attribute 'params'")
+
+    monkeypatch.setitem(interpreter._RULES, "dot_general", unreadable)
+    V = zojax.Directions(low_rank(1), 0, 2)
+    words = rf"JAX {interpreter.VERSIONS} .* of JAX {jax.__version__}.*from_rows"
+    with pytest.raises(RuntimeError, match=words):
+        zojax.evaluate(lambda w: jnp.sum(jnp.ones(3) @ w), jnp.ones((3, 2)), V, 0.1)

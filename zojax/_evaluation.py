@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zojax._checks import check_number
+from zojax._checks import check_flag, check_number
 from zojax._directions import (
     Directions,
     check_directions,
@@ -131,6 +131,7 @@ def evaluate(
     Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Section 4.1.
     """
     _check_asked(params, directions, smoothing, sides)
+    check_flag("has_aux", has_aux)
     objective = as_objective(value_fn, has_aux)
     V, spread = directions, over(directions.axis_name)
 
@@ -178,6 +179,7 @@ def estimate(
     Source: arXiv 2510.19975, Equation 1; arXiv 2506.14460, Theorem 3.2.
     """
     _check_asked(params, directions, smoothing, sides)
+    check_flag("has_aux", has_aux)
     objective = as_objective(value_fn, has_aux)
     V, spread = directions, over(directions.axis_name)
     if V.chunk_size is not None or not V.sampler.holds_rows:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zojax._checks import check_flag
 from zojax._keys import purpose_key
 from zojax._numerics import PyTree, normalize, reciprocal, tree_dot
 from zojax.perturbations import _sampler as samplers
@@ -60,7 +61,8 @@ def aligned(
       exact guide, with less error on the large entries.
 
     Raises:
-      ValueError: for a base that is no sampler, or whose rows may not be held.
+      ValueError: for a base that is no sampler, or whose rows may not be held; for a
+        guide that has not the shapes of params, where a row is drawn.
 
     Example:
       >>> import jax, jax.numpy as jnp, zojax
@@ -74,6 +76,7 @@ def aligned(
     base = gaussian() if base is None else base
     samplers.check_sampler("base", base)
     samplers.check_holds_rows("base", base)
+    check_flag("fixed_length", fixed_length)
 
     def draw(key, k, num_directions, params):
         x = base(key, k, num_directions, params)

@@ -178,6 +178,9 @@ def from_rows(
     """
     if not callable(row):
         raise ValueError(f"row must be a function that draws a row, got {row!r}")
+    if not callable(check):
+        accepted = "a function of the number of directions"
+        raise ValueError(f"check must be {accepted}, got {check!r}")
     check_option("design", design, DESIGNS)
 
     def line(key, k, num_directions, params):

@@ -4,6 +4,9 @@ A matrix W + s A B^T is only ever multiplied: x (W + s A B^T) = x W + s (x A) B^
 value_fn is traced once, and its program is run with factors in the place of matrices:
 one product with W serves all directions, and no W is copied. What has no such rule is
 given value + s A B^T, formed there.
+
+This is the one module that depends on JAX's inside: on how programs are held, and what
+their equations name. It is tested with the versions in VERSIONS.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from zojax.perturbations._low_rank.array import (
     formed,
     is_factored,
 )
+
+VERSIONS = "0.9 to 0.12"
 
 if TYPE_CHECKING:
     from jax.extend.core import Jaxpr, JaxprEqn
@@ -331,7 +336,14 @@ def of_factors(value_fn: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
 
         shapes = [jax.eval_shape(formed, x) for x in factored]
         traced, like = jax.make_jaxpr(of_arrays, return_shape=True)(shapes)
-        outputs = _run(traced.jaxpr, traced.consts, factored)
+        try:
+            outputs = _run(traced.jaxpr, traced.consts, factored)
+        except (AttributeError, KeyError) as error:  # of a program, not of value_fn
+            raise RuntimeError(
+                f"low_rank(...) reads programs of JAX {VERSIONS} and cannot read this"
+                f" one of JAX {jax.__version__} ({error!r}):"
+                " from_rows(low_rank(...).row) forms the matrices instead"
+            ) from error
         outputs = [formed(x) for x in outputs]
         return jax.tree.unflatten(jax.tree.structure(like), outputs)
 
