@@ -132,8 +132,8 @@ def update_log(
             "aux_like must be given, since value_fn returns state that the next step"
             " needs (aux_like=model_state, of zojax.nnx.split_loss), got None"
         )
-    known_aux = log.aux is None or aux is None
-    aux = log.aux if known_aux else _aux_like(log.aux, aux)
+    is_dropped = log.aux is None or aux is None
+    aux = log.aux if is_dropped else _aux_like(log.aux, aux)
     dtype = log.query_mean.dtype
     keep = lambda new, old: jnp.where(finite.any(), new, old).astype(dtype)
     return QueryLog(

@@ -106,18 +106,22 @@ class PerturbedArray:
         """Names the leaf, where code takes it for an array."""
         if attribute.startswith("__") or attribute in ("value", "terms", "name"):
             raise AttributeError(attribute)
-        _refuse(f"attribute {attribute!r}")(self)
+        raise AttributeError(_advice(self.name, f"attribute {attribute!r}"))
+
+
+def _advice(name: str, what: str) -> str:
+    return (
+        f"params{name} is perturbed where it is used and has no {what}: a module that"
+        " does not know such leaves takes zojax.materialize(params), best a layer at a"
+        " time (in the body of a scan, say)"
+    )
 
 
 def _refuse(what: str) -> Callable[..., Any]:
     """A method that says how such an array is used."""
 
     def method(self, *_, **__):
-        raise TypeError(
-            f"params{self.name} is perturbed where it is used and has no {what}: a"
-            " module that does not know such leaves takes zojax.materialize(params),"
-            " best a layer at a time (in the body of a scan, say)"
-        )
+        raise TypeError(_advice(self.name, what))
 
     return method
 
