@@ -1,9 +1,11 @@
 """Eight host devices for the whole suite, set before JAX starts its backend."""
 
+import gc
 import os
 import subprocess
 import sys
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Most of the suite's time is XLA compiling small programs; these nearly halve it. To
@@ -40,6 +42,17 @@ for profile, number in (("ci", 2000), ("thorough", 10_000)):
         suppress_health_check=list(HealthCheck),
     )
 settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Thousands of compiled programs of past files cost memory, and time to collect."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+
 
 # The script that writes the references needs torch, which the tests do not.
 collect_ignore = ["references"]

@@ -15,8 +15,8 @@ import zojax
 from zojax.perturbations import rademacher
 
 X = jnp.linspace(-1, 1, 8)
-NAMES = ["forward", "central", "leave_one_out", "zoar", "zoar_replay"]
-NAMES += ["dap", "aligned_projection", "reinforce", "low_rank"]
+NAMES = ["forward", "central", "leave_one_out", "zoar_replay", "dap"]
+NAMES += ["aligned_projection", "reinforce"]
 bowl = lambda x: jnp.sum((x - 2.0) ** 2)
 
 # What the state says of two steps of an objective: steps without a difference, whether
