@@ -31,7 +31,8 @@ class Directions:
       num_directions: K >= 1.
       chunk_size: how many rows live at once; None for all.
       axis_name: mesh axis that the rows are spread over, K/n to a device: an axis of
-        shard_map, or of the mesh in force (jax.set_mesh). None for none.
+        shard_map, or of the mesh in force (jax.set_mesh); in a jitted step, or each
+        call compiles. None for none.
 
     Raises:
       ValueError: for an argument out of its range.

@@ -33,6 +33,9 @@ class Estimator(optax.GradientTransformationExtraArgs):
     first where their value is needed, and values one for each; NaN for one that failed.
     State and params name the points, so that nothing needs to be kept in between.
 
+    The key of a run is that of its factory: ``jax.vmap(opt.init)`` over replicas gives
+    them all one. Make the estimator under vmap, from a key each, for their own.
+
     Attributes:
       init: params -> state.
       update: see above. Of several rounds it takes ``values=(first, second)``.
