@@ -35,8 +35,9 @@ PAPER_RATE = 0.01
 QUICK, WHOLE, FULL = (50, 2000), (100, 2000), (200, 10_000)
 QUICK_GOALS = ["targeted"]
 QUICK_METHODS = ["vanilla", "mean-rademacher", "zoar", "dap"]
-# Seconds on 2 cores (Xeon at 2.0 GHz): training, compiling a method, a million queries.
-TRAINING, COMPILING, MILLION = 10.0, 4.0, 28.0
+# Seconds on 2 cores: training and figures, compiling a method, a million queries. Of
+# two runs, of 79 s by default and 526 s with --whole.
+TRAINING, COMPILING, MILLION = 20.0, 6.0, 28.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
