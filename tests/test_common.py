@@ -125,6 +125,26 @@ def test_structure_shapes_dtypes_and_jit(name):
         chex.assert_trees_all_close(eager, jitted, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64", "mixed"])
+@pytest.mark.parametrize("name", NAMES)
+def test_dtypes(name, dtype):
+    """The update has the params' dtypes; loss differences stay in float32 or wider."""
+    with jax.enable_x64(dtype == "float64"):
+        params = tree(jnp.bfloat16 if dtype == "mixed" else dtype)
+        if dtype == "mixed":
+            params["c"] = params["c"].astype(jnp.float32)
+        opt = build(name)
+        state = opt.init(params)
+        updates, state = quick_jit(
+            lambda s: opt.update(incoming(name, params), s, params, value_fn=loss)
+        )(state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+        assert all_finite(updates)
+        assert float(optax.tree.norm(updates)) > 0
+        mean = optax.tree.get(state, "query_mean")
+        assert mean.dtype == (jnp.float64 if dtype == "float64" else jnp.float32)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_scan_one_compile_and_resume(name):
     """A loop traces once, equals a scan, and resumes bit-equal from saved arrays."""

@@ -260,7 +260,9 @@ def test_noise_is_drawn_where_the_shard_lives(sampler, spec):
     assert program.output_shardings[0].is_equivalent_to(x.sharding, 2)
     # Gaussian: a shard's words, uniforms, noise and copy. Rademacher's words, 1/32 of
     # the leaf, are drawn on every device.
-    assert program.memory_analysis().temp_size_in_bytes <= 0.9 * 4 * x.size
+    # XLA of JAX 0.12 plans 0.88 for the sphere.
+    share = 0.9 if jax.__version_info__ >= (0, 12) else 0.85
+    assert program.memory_analysis().temp_size_in_bytes <= share * 4 * x.size
     V = zojax.Directions(sampler, 0, 4, chunk_size=1)
     add = jax.jit(lambda x: zojax.combine(jnp.ones(4), x, V))
     found, alone = jax.device_get((add(x), add(jnp.ones(shape))))

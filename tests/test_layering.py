@@ -30,10 +30,8 @@ ALLOWED = {
     "_evaluation": (BASE | ASKING | {"perturbations"}, {"jax", "numpy"}),
     "queries": (ASKING, set()),
     "_check_smoothing": (BASE | {"_objective", "perturbations"}, {"jax", "numpy"}),
-    "nnx": (
-        {"_objective"},
-        {"flax", "jax"},
-    ),  # imported by those who have flax, not by us
+    # Imported by those who have flax, not by us.
+    "nnx": ({"_objective"}, {"flax", "jax"}),
     "_estimators": (
         BASE | ASKING | {"perturbations", "weights"},
         {"jax", "numpy", "optax"},

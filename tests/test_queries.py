@@ -822,7 +822,9 @@ def test_memory_does_not_grow_with_the_number_of_directions(sampler):
     """
     few, many = (temporary_bytes(sampler, k, 1) for k in (4, 32))
     assert many <= 1.1 * few
-    copies = 2.1 if sampler is RADEMACHER else 8
+    # XLA of JAX 0.9 plans 3% more.
+    signs = 2.1 if jax.__version_info__ < (0, 10) else 2
+    copies = signs if sampler is RADEMACHER else 8
     assert many < copies * 4 * NUM_PARAMETERS
 
 

@@ -41,28 +41,36 @@ def check_leaves(params: Any) -> None:
         raise ValueError(f"{name} must be an array, got {described(leaf)}: {way}")
 
 
+def paired(name: str, leading: Any, tree: Any) -> list[tuple[str, Any, Any]]:
+    """(Path, leaf, part of tree) for each leaf of ``leading``, None being a leaf.
+
+    Raises where tree has not its structure.
+    """
+    is_none = lambda x: x is None
+    flat: Any = jax.tree_util.tree_flatten_with_path(leading, is_leaf=is_none)
+    leaves, structure = flat
+    try:
+        parts = structure.flatten_up_to(tree)
+    except (ValueError, TypeError):
+        found = f"{structure} and {jax.tree.structure(tree)}"
+        message = f"{name} must be of the structure of params, got {found}"
+        raise ValueError(message) from None
+    pairs = zip(leaves, parts, strict=True)
+    return [(jax.tree_util.keystr(path), leaf, part) for (path, leaf), part in pairs]
+
+
 def check_like(name: str, tree: Any, like: Any) -> None:
     """Raises unless tree has an array of the same shape wherever like has one.
 
     None in ``like`` is a frozen leaf, where tree may hold anything.
     """
-    is_none = lambda x: x is None
-    flat: Any = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_none)
-    leaves, structure = flat
-    try:
-        found = structure.flatten_up_to(tree)
-    except (ValueError, TypeError):
-        accepted = f"of the structure of params, {structure}"
-        got = jax.tree.structure(tree)
-        raise ValueError(f"{name} must be {accepted}, got {got}") from None
-    for (path, wanted), x in zip(leaves, found, strict=True):
+    for path, wanted, x in paired(name, like, tree):
         if wanted is None:
             continue
         fits = is_array(x) and jnp.shape(x) == jnp.shape(wanted)
         if not fits or jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
-            where = f"{name}{jax.tree_util.keystr(path)}"
             accepted = f"a real array of shape {jnp.shape(wanted)}, as params have"
-            raise ValueError(f"{where} must be {accepted}, got {described(x)}")
+            raise ValueError(f"{name}{path} must be {accepted}, got {described(x)}")
 
 
 def check_number(

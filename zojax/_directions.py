@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from zojax import _loops as loops
-from zojax._checks import check_int, check_like, check_spreading
+from zojax._checks import check_int, check_like, check_spreading, paired
 from zojax._keys import canonical_key, step_key
 from zojax._mesh_axis import over, zeros_beside
 from zojax._numerics import PyTree, is_none, wide_dtype
@@ -298,18 +298,11 @@ def as_gradient(sums: PyTree, params: PyTree) -> PyTree:
     def leaf(path, x, p):
         if x is None:
             return jax.tree.map(jnp.zeros_like, p)
-        check_like(f"sums{jax.tree_util.keystr(path)}", x, p)
+        check_like(f"sums{path}", x, p)
         dtype = jnp.result_type(p)
         largest = jnp.asarray(jnp.finfo(dtype).max, x.dtype)
         return jnp.clip(jnp.where(jnp.isnan(x), 0, x), -largest, largest).astype(dtype)
 
-    flat: Any = jax.tree_util.tree_flatten_with_path(sums, is_leaf=is_none)
-    found, structure = flat
-    try:
-        parts = structure.flatten_up_to(params)
-    except (ValueError, TypeError):
-        accepted = f"of the structure of params, {jax.tree.structure(params)}"
-        raise ValueError(f"sums must be {accepted}, got {structure}") from None
-    pairs = zip(found, parts, strict=True)
-    new = [leaf(path, x, part) for (path, x), part in pairs]
+    new = [leaf(*parts) for parts in paired("sums", sums, params)]
+    structure = jax.tree.structure(sums, is_leaf=is_none)
     return jax.tree.unflatten(structure, new)
