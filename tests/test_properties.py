@@ -195,10 +195,10 @@ def shapes(tree):
 # -- what holds ------------------------------------------------------------------------
 
 
-@part(0.84)
+@part(0.5)
 @given(examples(), chunks)
 def test_structure_shapes_and_dtypes(setting, chunk_size):
-    """An update looks like params, a state like itself, points have a leading axis."""
+    """An update looks like params, and a state like itself."""
     opt = setting.make(chunk_size=chunk_size)
     params, seen = setting.params, incoming(setting)
     state = jax.eval_shape(opt.init, params)
@@ -207,6 +207,14 @@ def test_structure_shapes_and_dtypes(setting, chunk_size):
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     assert shapes(updates) == shapes(params)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+
+
+@part(0.36)
+@given(examples())
+def test_points_look_like_params(setting):
+    """They have one more axis, the first."""
+    opt, params, seen = setting.make(), setting.params, incoming(setting)
+    state = jax.eval_shape(opt.init, params)
     points = jax.eval_shape(lambda s: opt.ask(s, params, updates=seen), state)
     assert jax.tree.structure(points) == jax.tree.structure(params)
     for point, leaf in zip(shapes(points), shapes(params), strict=True):
