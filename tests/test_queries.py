@@ -290,11 +290,16 @@ def test_x64(chunk_size):
 # -- what is faster on an accelerator --------------------------------------------------
 
 
-@pytest.fixture(params=[True, False], ids=["cpu", "accelerator"])
+def as_on_an_accelerator(*args, cpu, accelerator):
+    return accelerator(*args)
+
+
+@pytest.fixture(params=["cpu", "accelerator"])
 def backend(request, monkeypatch):
     """The programs of either, compiled for a CPU."""
-    monkeypatch.setattr(_numerics, "on_cpu", lambda: request.param)
-    monkeypatch.setattr(_noise, "on_cpu", lambda: request.param)
+    if request.param == "accelerator":
+        for where in (_numerics, _noise):
+            monkeypatch.setattr(where, "by_platform", as_on_an_accelerator)
     monkeypatch.setattr(_noise, "LARGE_DRAW", 4)
 
 
@@ -311,6 +316,38 @@ def test_contract(backend, shape, axes, dtype):
     found = _numerics.contract(w, x, axes)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def lowered(function, *args):
+    """Its program for each platform, lowered by this CPU."""
+    traced = jax.jit(function).trace(*args)
+    return {
+        name: traced.lower(lowering_platforms=(name,)).as_text()
+        for name in ("cpu", "cuda", "tpu")
+    }
+
+
+def test_the_platform_is_chosen_when_a_program_is_lowered(monkeypatch):
+    """A product on a CPU and a sum elsewhere."""
+    product = _numerics.contract, jnp.ones(3), jnp.ones((3, 5))
+    for name, text in lowered(*product).items():
+        assert ("dot_general" in text) == (name == "cpu")
+        assert ("stablehlo.reduce" in text) == (name != "cpu")
+    # Draws of a batch take turns on a CPU: a loop that slices the keys.
+    monkeypatch.setattr(_noise, "LARGE_DRAW", 4)
+    draw = jax.vmap(lambda key: _noise.standard_normal(key, (8,)))
+    for name, text in lowered(draw, jax.random.split(KEY, 3)).items():
+        assert ("dynamic_update_slice" in text) == (name == "cpu")
+
+
+def test_the_history_is_written_as_suits_the_platform():
+    """On a CPU under a condition."""
+    opt = zojax.zoar(1e-2, 2, key=0)
+    x = jnp.ones(8)
+    update = lambda state: opt.update(None, state, x, value_fn=lambda x: jnp.sum(x**2))
+    programs = lowered(update, opt.init(x))
+    found = {name: text.count("stablehlo.case") for name, text in programs.items()}
+    assert found["cpu"] == found["tpu"] + 1 == found["cuda"] + 1
 
 
 @pytest.mark.parametrize("sampler", [gaussian(), low_rank(1)], ids=["whole", "factors"])

@@ -154,7 +154,8 @@ def test_estimates_equal_the_definition(kwargs):
 
 def test_estimates_equal_the_definition_as_an_accelerator_computes_them(monkeypatch):
     for where in (_numerics, module):
-        monkeypatch.setattr(where, "on_cpu", lambda: False)
+        choose = lambda *args, cpu, accelerator: accelerator(*args)
+        monkeypatch.setattr(where, "by_platform", choose)
     u = directions(GAUSSIAN, T, K, jnp.zeros(D))
     mus = [SCHEDULE(t) for t in range(T)]
     expected = definition(objective, POINTS, u, mus, history_size=5)

@@ -38,22 +38,33 @@ def zeros_at(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.zeros((), bool), x, jnp.zeros_like(x))
 
 
-def on_cpu() -> bool:
-    """Whether JAX's default backend is a CPU, to choose the faster of two programs."""
-    return jax.default_backend() == "cpu"
+def by_platform(
+    *args: Any, cpu: Callable[..., Any], accelerator: Callable[..., Any]
+) -> Any:
+    """cpu(*args) in a program for CPUs, accelerator(*args) in any other.
+
+    Decided when a program is lowered, not by the machine that lowers it. All that
+    depends on the platform goes through here.
+    """
+    return jax.lax.platform_dependent(*args, cpu=cpu, default=accelerator)
 
 
 def contract(weights: jax.Array, x: jax.Array, axes: int = 1) -> jax.Array:
     """Contracts the last axes of weights with the first of x, in at least float32."""
     wide = wide_dtype(x.dtype)
-    weights, x = weights.astype(wide), x.astype(wide)
-    if on_cpu():
+
+    def product(weights, x):
         # Full precision: matrix units may round weights and directions to fewer bits.
         return jnp.tensordot(weights, x, axes, precision=jax.lax.Precision.HIGHEST)
-    # An accelerator's product would have to read directions from memory; a sum is
-    # fused with what draws them.
-    scale = weights.reshape(weights.shape + (1,) * (x.ndim - axes))
-    return jnp.sum(scale * x, range(weights.ndim - axes, weights.ndim))
+
+    def fused(weights, x):
+        # An accelerator's product would have to read directions from memory; a sum is
+        # fused with what draws them.
+        scale = weights.reshape(weights.shape + (1,) * (x.ndim - axes))
+        return jnp.sum(scale * x, range(weights.ndim - axes, weights.ndim))
+
+    args = weights.astype(wide), x.astype(wide)
+    return by_platform(*args, cpu=product, accelerator=fused)
 
 
 def number_at(number: Number, count: jax.Array) -> jax.Array:

@@ -14,7 +14,14 @@ from zojax._estimators.rounds import Round, Settings, Shaping, check_zero_sum
 from zojax._estimators.step import Estimator, estimator
 from zojax._evaluation import BOTH_SIDES, ONE_SIDE
 from zojax._loops import tracing
-from zojax._numerics import Number, PyTree, contract, number_at, on_cpu, value_dtype
+from zojax._numerics import (
+    Number,
+    PyTree,
+    by_platform,
+    contract,
+    number_at,
+    value_dtype,
+)
 from zojax.perturbations import Sampler, gaussian
 
 STORAGES = ("sums", "replay")
@@ -72,15 +79,20 @@ def _sum_stored(
     """(Estimate, slots) with the step's sums written to its slot."""
     store = lambda slots, new: _store(slots, new, state.count)
     write = lambda slots, new: jax.tree.map(store, slots, new)
-    # An empty record weighs nothing, written or not. On a CPU XLA would copy the
-    # history to write a slot that is read right after, unless under a condition; for
-    # that a GPU would wait for its host.
-    if on_cpu() and tracing():
+
+    def write_any(found, slots, new):
+        # An empty record weighs nothing, written or not. On a CPU XLA would copy the
+        # history to write a slot that is read right after, unless under a condition;
+        # for that a GPU would wait for its host.
         keep = lambda slots, new: slots
-        found = entered.record.num_finite > 0
-        slots = jax.lax.cond(found, write, keep, state.sums, sums)
+        return jax.lax.cond(found, write, keep, slots, new)
+
+    args = entered.record.num_finite > 0, state.sums, sums
+    if tracing():
+        always = lambda found, slots, new: write(slots, new)
+        slots = by_platform(*args, cpu=write_any, accelerator=always)
     else:
-        slots = write(state.sums, sums)
+        slots = write(*args[1:])
     of_slots = entered.coefficients[_by_age(state.count, len(state.anchors))]
     return jax.tree.map(lambda leaf: contract(of_slots, leaf, 2), slots), slots
 

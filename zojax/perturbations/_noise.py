@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from zojax._keys import KEY_IMPL, leaf_keys
 from zojax._loops import map_rows
-from zojax._numerics import PyTree, on_cpu, wide_dtype
+from zojax._numerics import PyTree, by_platform, wide_dtype
 from zojax.perturbations._entries import placed_like, trainable
 
 Entries = Callable[[jax.Array, tuple[int, ...]], jax.Array]
@@ -58,11 +58,11 @@ LARGE_DRAW = 2**18
 def standard_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draws N(0, 1) in float32; under vmap on a CPU large draws take turns."""
     draw = lambda key: jax.random.normal(key, shape, jnp.float32)
-    if math.prod(shape) < LARGE_DRAW or not on_cpu():
+    if math.prod(shape) < LARGE_DRAW:
         return draw(key)
     alone = jax.custom_batching.custom_vmap(draw)
     alone.def_vmap(lambda size, batched, keys: (map_rows(alone, keys), True))
-    return alone(key)
+    return by_platform(key, cpu=alone, accelerator=draw)
 
 
 def fair_signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
