@@ -125,6 +125,13 @@ def test_vmap_and_scan_have_their_places(file):
     assert not names & {"vmap", "scan", "while_loop", "fori_loop", "shard_map", "pmap"}
 
 
+def test_the_platform_is_asked_for_in_one_place():
+    """Where a program is lowered, not where Python runs."""
+    asked = ("default_backend", "platform_dependent", ".platform", "local_devices")
+    found = {f for f, p in FILES.items() for name in asked if name in p.read_text()}
+    assert found == {"_numerics"}
+
+
 def test_import_takes_only_jax_and_optax():
     """``import zojax`` loads no package that an install of zojax does not bring."""
     code = (

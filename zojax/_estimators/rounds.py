@@ -172,7 +172,8 @@ def telling(values: Sequence[jax.Array], step: Step) -> Respond:
 
 def by_round(values: Any, num_rounds: int) -> tuple[jax.Array, ...]:
     """What was told, as one array for each round."""
-    several = isinstance(values, (tuple, list)) and all(np.ndim(v) for v in values)
+    listed = lambda v: isinstance(v, (tuple, list))
+    several = listed(values) and all(listed(v) or np.ndim(v) for v in values)
     entries = tuple(values) if several else (values,)
     if len(entries) != num_rounds:
         accepted = f"those of {num_rounds} round(s)"
