@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -78,15 +79,20 @@ def add_arguments(
     )
 
 
-def run(args: argparse.Namespace, studies: Mapping[str, str]) -> None:
-    """Runs the studies asked for, one after the other; reports each as it ends."""
+def run(args: argparse.Namespace, studies: Mapping[str, str], **options: Any) -> None:
+    """Runs the studies asked for, one after the other; reports each as it ends.
+
+    Modules hold a STUDY or, where a task has options of its own, study(**options).
+    """
     if args.seed > LARGEST_SEED:
         raise UsageError(f"--seed must be at most {LARGEST_SEED}, got {args.seed}")
     if args.output is None:
         args.output = Path("results") / (args.task + ("-full" if args.full else ""))
     settings = {"full": args.full, "seed": args.seed, "zojax": zojax.__version__}
+    settings |= options
+    load = importlib.import_module
     chosen: dict[str, Study] = {
-        name: importlib.import_module(module).STUDY
+        name: load(module).study(**options) if options else load(module).STUDY
         for name, module in studies.items()
         if name in args.studies
     }

@@ -113,9 +113,16 @@ def chunk_label(chunk_size: int | None) -> str:
 
 
 def compile_step(
-    problem: Problem, estimator: str, num_directions: int, chunk_size: int | None
+    problem: Problem,
+    estimator: str,
+    num_directions: int,
+    chunk_size: int | None,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> tuple[Callable[[PyTree], PyTree], jax.stages.Compiled]:
-    """(params -> state, compiled step (params, state) -> both, which it overwrites)."""
+    """(params -> state, compiled step (params, state) -> both, which it overwrites).
+
+    With a sharding for the devices that it names, which need not be there.
+    """
     opt = optax.chain(
         ESTIMATORS[estimator](
             problem,
@@ -131,9 +138,10 @@ def compile_step(
         updates, state = opt.update(None, state, params, value_fn=problem.f)
         return optax.apply_updates(params, updates), state
 
-    state = jax.eval_shape(opt.init, problem.like)
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(problem.like, state).compile()
-    return opt.init, compiled
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    args = problem.like, jax.eval_shape(opt.init, problem.like)
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*jax.tree.map(place, args))
+    return opt.init, lowered.compile()
 
 
 def num_bytes(tree: PyTree) -> int:
