@@ -14,10 +14,11 @@ from test_common import build, incoming, quick_jit
 import zojax
 from zojax.perturbations import gaussian, lazy, low_rank, rademacher
 
+# Programs on their way to the compiler, or to the cache that the suite shares.
 COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **kwargs: (
-        COMPILED.append(event) if "backend_compile" in event else None
+        COMPILED.append(event) if "jaxpr_to_mlir_module" in event else None
     )
 )
 

@@ -313,7 +313,8 @@ def test_contract(backend, shape, axes, dtype):
     w = jax.random.normal(keys[0], shape)
     x = jax.random.normal(keys[1], (*shape[len(shape) - axes :], 5, 2), dtype)
     expected = np.tensordot(np.float64(w), np.float64(x), axes)
-    found = _numerics.contract(w, x, axes)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        found = _numerics.contract(w, x, axes)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=2e-6)
 

@@ -60,8 +60,10 @@ def contract(weights: jax.Array, x: jax.Array, axes: int = 1) -> jax.Array:
     def fused(weights, x):
         # An accelerator's product would have to read directions from memory; a sum is
         # fused with what draws them.
+        leading = weights.ndim - axes
         scale = weights.reshape(weights.shape + (1,) * (x.ndim - axes))
-        return jnp.sum(scale * x, range(weights.ndim - axes, weights.ndim))
+        x = jnp.expand_dims(x, range(leading))
+        return jnp.sum(scale * x, range(leading, weights.ndim))
 
     args = weights.astype(wide), x.astype(wide)
     return by_platform(*args, cpu=product, accelerator=fused)
