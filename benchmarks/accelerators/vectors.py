@@ -41,9 +41,8 @@ def measure(topology: str, problem: Problem, estimator: str, tick: Tick) -> list
     for i, chunk_size in enumerate(CHUNKS):
         tick((i + 0.5) / (len(CHUNKS) + 0.5))
         start = time.monotonic()
-        compiled = compile_step(problem, estimator, NUM_DIRECTIONS, chunk_size, placed)[
-            1
-        ]
+        case = problem, estimator, NUM_DIRECTIONS, chunk_size
+        _, compiled = compile_step(*case, placed)
         rows.append(
             {
                 "topology": topology,
@@ -87,11 +86,12 @@ def tables(frame: pd.DataFrame) -> list[Table]:
             ]
             for row in part.itertuples()
         ]
-        columns = ["", "temporary, copies", "over forward", "loops", "collectives"]
+        columns = ["", "temporary", "/ forward", "loops", "collectives"]
         out.append(tabulate(f"{chip}, {problem}, K = {NUM_DIRECTIONS}", columns, rows))
-    out[
-        -1
-    ].caption = f"Planned by libtpu, JAX {frame['jax'].iloc[-1]}; nothing was run."
+    out[-1].caption = (
+        "Temporary memory in copies of params, all memory over the forward pass's, as"
+        f" libtpu plans it (JAX {frame['jax'].iloc[-1]})."
+    )
     return out
 
 
