@@ -10,7 +10,7 @@ import tempfile
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Most of the suite's time is XLA compiling small programs; these make it a third. To
+# Most of the suite's time is XLA compiling small programs; these save much of it. To
 # test what a user's process compiles name a flag in XLA_FLAGS with another value:
 # --xla_cpu_use_fusion_emitters=true --xla_backend_optimization_level=3.
 QUICK_COMPILES = (

@@ -36,6 +36,7 @@ from benchmarks.language import (
 from benchmarks.language.problem import Source
 from benchmarks.language.recipe import PRESETS, Recipe, queries
 from benchmarks.language.transformer import embed, finish, forward, run_layers
+from benchmarks.memory.programs import total_bytes
 from zojax import perturbations
 
 REFERENCES = Path(__file__).parent / "references"
@@ -820,8 +821,8 @@ def test_eight_directions_in_place_need_the_memory_of_one():
     def size(num_directions):
         jitted = jax.jit(step, static_argnums=2, donate_argnums=0)
         lowered = jitted.lower(ready.params, jnp.int32(0), num_directions)
-        return cost.compiled_bytes(lowered.compile())
+        return total_bytes(lowered.compile())
 
     forward = jax.jit(value_fn).lower(ready.params, batch).compile()
     assert size(8) <= 1.05 * size(1)
-    assert size(8) <= 1.10 * cost.compiled_bytes(forward)
+    assert size(8) <= 1.10 * total_bytes(forward)

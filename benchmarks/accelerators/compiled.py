@@ -31,17 +31,6 @@ def devices(topology: str) -> tuple[jax.Device, ...]:
     return tuple(found.devices)
 
 
-def total_bytes(compiled: jax.stages.Compiled) -> int:
-    """What a device holds: arguments, results and temporaries, aliases once."""
-    plan = compiled.memory_analysis()
-    return (
-        plan.argument_size_in_bytes
-        + plan.output_size_in_bytes
-        + plan.temp_size_in_bytes
-        - plan.alias_size_in_bytes
-    )
-
-
 def operations(compiled: jax.stages.Compiled) -> dict[str, int]:
     """How many loops and collectives a program has; a started one counts once."""
     text = compiled.as_text()

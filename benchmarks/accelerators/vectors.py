@@ -13,7 +13,7 @@ from jax.sharding import SingleDeviceSharding
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from benchmarks.accelerators.compiled import devices, operations, total_bytes
+from benchmarks.accelerators.compiled import devices, operations
 from benchmarks.memory.programs import (
     ESTIMATORS,
     Problem,
@@ -22,6 +22,7 @@ from benchmarks.memory.programs import (
     layers,
     num_bytes,
     planned,
+    total_bytes,
     vector,
 )
 from benchmarks.study import COLOURS, Cell, Row, Study, Tick, tabulate

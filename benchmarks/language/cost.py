@@ -19,6 +19,7 @@ from benchmarks.language import problem, training
 from benchmarks.language.problem import Batch, Source
 from benchmarks.language.recipe import Recipe
 from benchmarks.language.transformer import Config
+from benchmarks.memory.programs import total_bytes
 from benchmarks.study import COLOURS, Cell, Row, Study, plain, tabulate
 
 BATCH = 16
@@ -67,17 +68,6 @@ def batch_of(length: int) -> Batch:
     return Batch(tokens, jnp.full(BATCH, length - 1), labels)
 
 
-def compiled_bytes(compiled: jax.stages.Compiled) -> int:
-    """Arguments, results and temporary memory, buffers used twice counted once."""
-    found = compiled.memory_analysis()
-    return (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        + found.temp_size_in_bytes
-        - found.alias_size_in_bytes
-    )
-
-
 def without_sentences(recipe: Recipe, of: problem.Model) -> problem.Problem:
     """A recipe's problem with nothing to train on; the model may be shapes alone."""
     virtual = np.arange(recipe.tokens, dtype=np.int32)
@@ -116,7 +106,7 @@ def compile_all(
 def compiled_sizes(tuned: str, length: int, of: problem.Model) -> dict[str, int]:
     """Bytes of "forward", "step" and "backprop"."""
     _, compiled = compile_all(tuned, length, of)
-    return {name: compiled_bytes(program) for name, program in compiled.items()}
+    return {name: total_bytes(program) for name, program in compiled.items()}
 
 
 def measure(tuned: str, length: int, turns: int, tick: Callable[[float], None]) -> Row:
@@ -145,7 +135,7 @@ def measure(tuned: str, length: int, turns: int, tick: Callable[[float], None]) 
                 seconds[name].append(time.perf_counter() - start)
         tick((turn + 1) / (turns + 1))
     medians = {name: float(np.median(some)) for name, some in seconds.items()}
-    sizes = {name: compiled_bytes(program) for name, program in compiled.items()}
+    sizes = {name: total_bytes(program) for name, program in compiled.items()}
     return {
         "tuned": tuned,
         "tokens": length,

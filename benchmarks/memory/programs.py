@@ -24,6 +24,7 @@ __all__ = [
     "layers",
     "num_bytes",
     "planned",
+    "total_bytes",
     "vector",
 ]
 
@@ -148,6 +149,17 @@ def num_bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def total_bytes(compiled: jax.stages.Compiled) -> int:
+    """Arguments, results and temporary memory, buffers used twice counted once."""
+    found = compiled.memory_analysis()
+    return (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        + found.temp_size_in_bytes
+        - found.alias_size_in_bytes
+    )
+
+
 def planned(problem: Problem, compiled: jax.stages.Compiled) -> dict[str, float]:
     """What XLA plans for a step, in copies of params.
 
@@ -161,5 +173,4 @@ def planned(problem: Problem, compiled: jax.stages.Compiled) -> dict[str, float]
         "outputs": copies(found.output_size_in_bytes),
         "aliased": copies(found.alias_size_in_bytes),
     }
-    total = out["temporary"] + out["arguments"] + out["outputs"] - out["aliased"]
-    return out | {"total": total}
+    return out | {"total": copies(total_bytes(compiled))}
