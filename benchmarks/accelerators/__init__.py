@@ -40,4 +40,9 @@ def run(args: argparse.Namespace) -> None:
 
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError('libtpu is missing: pip install -e ".[bench,accelerators]"')
+    from benchmarks.accelerators.compiled import devices
+
+    # Before anything is written, and before threads: libtpu is loaded once.
+    for name in args.topology:
+        devices(name)
     studies.run(args, STUDIES, topology=list(args.topology))
