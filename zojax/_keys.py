@@ -63,7 +63,12 @@ def leaf_keys(key: jax.Array, k: jax.Array | int, names: list[str]) -> jax.Array
     return jax.vmap(jax.random.fold_in, (0, None))(keys, k)
 
 
-def slice_keys(key: jax.Array, number: int) -> jax.Array:
-    """Derives a key for each slice along the first axis of a leaf."""
-    indices = jnp.arange(number, dtype=jnp.uint32)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+def slice_keys(
+    key: jax.Array, number: int, sharing: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """(Key, which of those that share it) of each slice along a leaf's first axis."""
+    indices = np.arange(number, dtype=np.uint32)
+    groups = jnp.arange(-(-number // sharing), dtype=jnp.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, groups)
+    which = jnp.asarray(indices % np.uint32(sharing))
+    return (keys if sharing == 1 else keys[indices // sharing]), which

@@ -47,11 +47,8 @@ def _terms(
     one = lambda k: terms(key, k, num_directions, params)
     stacked = jax.vmap(one)(jnp.arange(num_directions))
 
-    def leaf(term):  # [K, slices..., 1] -> [slices..., K]
-        keys = jnp.moveaxis(term.key, 0, -2)[..., 0]
-        return Term(keys, jnp.moveaxis(term.scale, 0, -2)[..., 0], term.entries)
-
-    return jax.tree.map(leaf, stacked, is_leaf=lambda x: isinstance(x, Term))
+    # [K, slices..., 1] -> [slices..., K]
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2)[..., 0], stacked)
 
 
 def _leaf_products(
@@ -66,12 +63,11 @@ def _leaf_products(
         guide, rows, p = parts
         a = add_term(zeros_at(jnp.asarray(p, wide)), guide, dtype)
 
-        def products(key):
-            x = Term(key[None], jnp.ones(1), rows.entries).draw(0, a, dtype)
-            x = x.astype(wide)
+        def products(row):
+            x = jax.tree.map(lambda x: x[None], row).draw(0, a, dtype).astype(wide)
             return jnp.sum(x * a), jnp.sum(x * x)
 
-        return jnp.sum(a * a), *loops.map_rows(products, rows.key)
+        return jnp.sum(a * a), *loops.map_rows(products, rows)
 
     if not axes:
         return in_slice((guide, rows, p))
@@ -150,7 +146,7 @@ def replayed_sampler(directions: Replayed) -> Sampler:
             def leaf(path, x, a, p):
                 if x is None:
                     return p
-                one = Term(x.key[..., k][..., None], x.scale[..., :1], x.entries)
+                one = jax.tree.map(lambda x: x[..., k, None], x)
                 along = a.times(of_guide)
                 terms = one.times(of_x), along
                 return PerturbedArray(jnp.asarray(p), terms, name_of(path))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from zojax._keys import purpose_key
 from zojax._numerics import wide_dtype
 from zojax.perturbations._entries import by_index, cast_like, num_entries
-from zojax.perturbations._noise import draw_leaves, fair_signs
+from zojax.perturbations._noise import SIGNS, draw_leaves, fair_signs
 from zojax.perturbations._sampler import Sampler, from_rows
 
 
@@ -76,7 +76,7 @@ def orthogonal() -> Sampler:
             parity = _parity_sign((row - low) & (i - low), wide)
             return jnp.where(inside, height * parity, 0)
 
-        signs = draw_leaves(key, block, params, fair_signs)
+        signs = draw_leaves(key, block, params, SIGNS)
         unsigned = by_index(params, entry)
         return cast_like(jax.tree.map(jnp.multiply, unsigned, signs), params)
 
@@ -125,7 +125,7 @@ def simplex() -> Sampler:
             code = (i % num_codes + offset) % num_codes + jnp.uint32(1)
             return _parity_sign(row & code, wide_dtype(dtype))
 
-        signs = draw_leaves(key, 0, params, fair_signs)
+        signs = draw_leaves(key, 0, params, SIGNS)
         unsigned = by_index(params, entry)
         return cast_like(jax.tree.map(jnp.multiply, unsigned, signs), params)
 

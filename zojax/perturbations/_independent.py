@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from zojax._keys import purpose_key
 from zojax._numerics import reciprocal, scale, tree_dot, wide_dtype
 from zojax.perturbations._entries import by_index, cast_like, num_entries
-from zojax.perturbations._noise import draw_leaves, fair_signs, standard_normal
+from zojax.perturbations._noise import NORMALS, SIGNS, draw_leaves, fair_signs
 from zojax.perturbations._sampler import Sampler, from_rows
 
 
@@ -27,9 +27,9 @@ def gaussian() -> Sampler:
     """
 
     def draw(key, k, num_directions, params):
-        return cast_like(draw_leaves(key, k, params, standard_normal), params)
+        return cast_like(draw_leaves(key, k, params, NORMALS), params)
 
-    return from_rows(draw)._replace(entries=standard_normal)
+    return from_rows(draw)._replace(entries=NORMALS)
 
 
 def sphere() -> Sampler:
@@ -48,7 +48,7 @@ def sphere() -> Sampler:
     """
 
     def draw(key, k, num_directions, params):
-        x = draw_leaves(key, k, params, standard_normal)
+        x = draw_leaves(key, k, params, NORMALS)
         norm = jnp.sqrt(tree_dot(x, x))
         scaled = scale(x, math.sqrt(num_entries(params)) * reciprocal(norm))
         return cast_like(scaled, params)
@@ -72,9 +72,9 @@ def rademacher() -> Sampler:
     """
 
     def draw(key, k, num_directions, params):
-        return cast_like(draw_leaves(key, k, params, fair_signs), params)
+        return cast_like(draw_leaves(key, k, params, SIGNS), params)
 
-    return from_rows(draw)._replace(entries=fair_signs)
+    return from_rows(draw)._replace(entries=SIGNS)
 
 
 def coordinate() -> Sampler:

@@ -9,18 +9,24 @@ import jax
 import jax.numpy as jnp
 
 from zojax import _loops as loops
-from zojax._keys import leaf_keys, slice_keys
+from zojax._keys import KEY_IMPL, slice_keys
 from zojax._numerics import PyTree, wide_dtype
 from zojax.perturbations._composed import broadcast_mask, check_mask
 from zojax.perturbations._entries import placed_like, trainable
-from zojax.perturbations._noise import Entries, draw_slices
-from zojax.perturbations._sampler import Sampler, check_entries, from_rows
+from zojax.perturbations._noise import (
+    NUM_SHARED,
+    Entries,
+    draw_stack,
+    map_keys,
+    shares_keys,
+)
+from zojax.perturbations._sampler import Sampler, entries_of, from_rows
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["key", "scale"],
-    meta_fields=["entries"],
+    data_fields=["key", "which", "scale"],
+    meta_fields=["entries", "shared"],
 )
 @dataclasses.dataclass(frozen=True)
 class Term:
@@ -28,8 +34,10 @@ class Term:
 
     # Typed, so that arithmetic over the leaves of params fails instead of adding words.
     key: jax.Array  # key[slices..., T]
+    which: jax.Array  # u32[slices..., T], of the slices that share a key
     scale: jax.Array  # f[slices..., T]
     entries: Entries
+    shared: bool  # whether slices share keys
 
     @property
     def num_axes(self) -> int:
@@ -39,9 +47,19 @@ class Term:
     def draw(self, t: int, like: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """u_t at a leaf like this, rounded to its dtype as samplers do."""
         shape = jnp.shape(like)[self.num_axes :]
-        draw = lambda words: draw_slices(self.entries, words, shape)
+
+        def one(words, which):
+            key = jax.random.wrap_key_data(words, impl=KEY_IMPL)
+            if self.shared:
+                return self.entries.draw_shared(key, shape, which)
+            return self.entries.draw(key, shape)
+
+        of_slices = one
+        for _ in range(self.num_axes):
+            of_slices = jax.vmap(of_slices)
         words = jax.random.key_data(self.key[..., t])
-        return placed_like(like, draw)(words).astype(dtype)
+        noise = placed_like(like, of_slices)(words, self.which[..., t])
+        return noise.astype(dtype)
 
     def times(self, factor: jax.Array) -> "Term":
         factor = jnp.asarray(factor, self.scale.dtype)
@@ -60,9 +78,8 @@ def add_term(total: jax.Array, term: Term, dtype: jnp.dtype) -> jax.Array:
     if term.scale.shape[-1] == 1:
         return add(total, term)[0]
     # Each of the T in turn, as a term of one direction.
-    keys = jnp.moveaxis(term.key[..., None], -2, 0)
-    scales = jnp.moveaxis(term.scale[..., None], -2, 0)
-    return loops.scan(add, total, Term(keys, scales, term.entries))[0]
+    turns = jax.tree.map(lambda x: jnp.moveaxis(x[..., None], -2, 0), term)
+    return loops.scan(add, total, turns)[0]
 
 
 class _Name(str):
@@ -218,27 +235,31 @@ def lazy(base: Sampler, stacked: PyTree = False) -> Sampler:
 
     Source: seed replay, arXiv 2305.17333, Algorithm 1, slice by slice.
     """
-    check_entries("base", base)
-    entries = base.entries
+    entries = entries_of("base", base)
     if not callable(stacked):
         check_mask("stacked", stacked)
 
-    def terms(key, k, num_directions, params):
-        """v_k as a Term of one direction at each leaf."""
-        leaves = trainable(params)
-        if not leaves:
-            return params
+    def stacked_leaves(params):
+        """Whether each leaf is stacked."""
         flags = jax.tree.leaves(broadcast_mask("stacked", stacked, params))
-        keys = leaf_keys(key, k, [name for name, _ in leaves])
-        found = []
-        for (name, leaf), row_key, flag in zip(leaves, keys, flags, strict=True):
+        for (name, leaf), flag in zip(trainable(params), flags, strict=True):
             if flag and jnp.ndim(leaf) == 0:
                 raise ValueError(f"stacked must be False at the scalar params{name}")
+        return jax.tree.unflatten(jax.tree.structure(params), flags)
+
+    def terms(key, k, num_directions, params):
+        """v_k as a Term of one direction at each leaf."""
+
+        def term(key, leaf, flag):
+            which, shared = jnp.zeros((), jnp.uint32), False
             if flag:
-                row_key = slice_keys(row_key, jnp.shape(leaf)[0])
-            ones = jnp.ones((*row_key.shape, 1), wide_dtype(jnp.result_type(leaf)))
-            found.append(Term(row_key[..., None], ones, entries))
-        return jax.tree.unflatten(jax.tree.structure(params), found)
+                number, *shape = jnp.shape(leaf)
+                shared = shares_keys(entries, shape)
+                key, which = slice_keys(key, number, NUM_SHARED if shared else 1)
+            ones = jnp.ones((*which.shape, 1), wide_dtype(jnp.result_type(leaf)))
+            return Term(key[..., None], which[..., None], ones, entries, shared)
+
+        return map_keys(term, key, k, params, stacked_leaves(params))
 
     def line(key, k, num_directions, params):
         found = terms(key, k, num_directions, params)
@@ -255,8 +276,13 @@ def lazy(base: Sampler, stacked: PyTree = False) -> Sampler:
         return moved
 
     def row(key, k, num_directions, params):
-        noise = lambda term, leaf: term.draw(0, leaf, jnp.result_type(leaf))
-        found = terms(key, k, num_directions, params)
-        return jax.tree.map(noise, found, params, is_leaf=_is_term)
+        def noise(key, leaf, flag):
+            shape = jnp.shape(leaf)
+            draw = lambda key: entries.draw(key, shape)
+            if flag:
+                draw = lambda key: draw_stack(entries, key, shape[0], shape[1:])
+            return placed_like(leaf, draw)(key).astype(jnp.result_type(leaf))
+
+        return map_keys(noise, key, k, params, stacked_leaves(params))
 
     return from_rows(row)._replace(line=line, terms=terms, holds_rows=False)

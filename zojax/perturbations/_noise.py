@@ -3,48 +3,75 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from zojax._keys import KEY_IMPL, leaf_keys
+from zojax._keys import leaf_keys, slice_keys
 from zojax._loops import map_rows
 from zojax._numerics import PyTree, by_platform, wide_dtype
 from zojax.perturbations._entries import placed_like, trainable
 
-Entries = Callable[[jax.Array, tuple[int, ...]], jax.Array]
-"""(key, shape) -> float32 noise of independent entries."""
+
+class Entries(NamedTuple):
+    """How noise of independent entries is drawn, in float32."""
+
+    draw: Callable[[jax.Array, tuple[int, ...]], jax.Array]
+    """(key, shape) -> noise of that shape."""
+    draw_shared: Callable[..., jax.Array] | None = None
+    """(key, shape, which u32[n...]) -> noise [n..., *shape]: of NUM_SHARED arrays that
+    one key has room for, these. None if each needs a key of its own."""
 
 
-def draw_slices(draw: Entries, words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draws the noise of each slice from its key words, uint32[slices..., 2]."""
-    one = lambda data: draw(jax.random.wrap_key_data(data, impl=KEY_IMPL), shape)
-    slices = words.shape[:-1]
-    if not slices:
-        return one(words)
-    noise = jax.vmap(one)(words.reshape(-1, words.shape[-1]))
-    return noise.reshape(slices + shape)
+NUM_SHARED = 32
+
+
+def shares_keys(entries: Entries, shape: tuple[int, ...]) -> bool:
+    """Whether slices of this shape share keys: only where each would waste its own.
+
+    The rows of a table do: 32 signs of a random word then lie below each other.
+    """
+    return entries.draw_shared is not None and len(shape) < 2
+
+
+def draw_stack(
+    entries: Entries, key: jax.Array, number: int, shape: tuple[int, ...]
+) -> jax.Array:
+    """Draws all slices of a stacked leaf, whose key this is: [number, *shape]."""
+    draw_shared = entries.draw_shared
+    if draw_shared is None or not shares_keys(entries, shape):
+        keys, _ = slice_keys(key, number)
+        return jax.vmap(lambda key: entries.draw(key, shape))(keys)
+    all_shared = jnp.arange(NUM_SHARED, dtype=jnp.uint32)
+    draw = lambda key: draw_shared(key, shape, all_shared)
+    keys, _ = slice_keys(key, -(-number // NUM_SHARED))
+    noise = jax.vmap(draw)(keys)
+    return noise.reshape(len(keys) * NUM_SHARED, *shape)[:number]
 
 
 def map_keys(
-    function: Callable[[jax.Array, Any], Any], key: jax.Array, k: Any, params: PyTree
+    function: Callable[..., Any], key: jax.Array, k: Any, params: PyTree, *rest: PyTree
 ) -> PyTree:
-    """function(key of row k at the leaf, leaf) over leaves; of ks[n], keys[n]."""
+    """function(key of row k, leaf, *others) at each leaf; of ks[n], with keys[n]."""
     leaves = trainable(params)
     if not leaves:
         return params
     keys_of = partial(leaf_keys, key, names=[name for name, _ in leaves])
     keys = jax.vmap(keys_of, out_axes=1)(k) if jnp.ndim(k) else keys_of(k)
-    new = [function(keys[i], leaf) for i, (_, leaf) in enumerate(leaves)]
+    others = [jax.tree.leaves(tree) for tree in rest]
+    new = [
+        function(keys[i], leaf, *(leaves[i] for leaves in others))
+        for i, (_, leaf) in enumerate(leaves)
+    ]
     return jax.tree.unflatten(jax.tree.structure(params), new)
 
 
-def draw_leaves(key: jax.Array, k: Any, params: PyTree, draw: Entries) -> PyTree:
+def draw_leaves(key: jax.Array, k: Any, params: PyTree, entries: Entries) -> PyTree:
     """Draws float32 noise for each leaf, as wide as the leaf or wider."""
 
     def one(key, leaf):
-        whole = placed_like(leaf, lambda key: draw(key, jnp.shape(leaf)))
+        whole = placed_like(leaf, lambda key: entries.draw(key, jnp.shape(leaf)))
         return whole(key).astype(wide_dtype(jnp.result_type(leaf)))
 
     return map_keys(one, key, k, params)
@@ -65,12 +92,75 @@ def standard_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return by_platform(key, cpu=alone, accelerator=draw)
 
 
+def _signs(words: jax.Array, shifts: jax.Array) -> jax.Array:
+    """Bit 31 - shift of each word as +-1 in float32."""
+    # The bit becomes the sign bit: 0x3F800000 is 1.0f, 0xBF800000 is -1.0f.
+    bits = ((words << shifts) & jnp.uint32(0x80000000)) | jnp.uint32(0x3F800000)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _spread(words: jax.Array, axis: int) -> jax.Array:
+    """The 32 signs of each word, one after the other along an axis."""
+    later = words.shape[axis + 1 :]
+    shifts = jnp.arange(32, dtype=jnp.uint32).reshape(32, *[1] * len(later))
+    shifts = jnp.broadcast_to(shifts, (1,) * (axis + 1) + shifts.shape)
+    signs = _signs(jnp.expand_dims(words, axis + 1), shifts)
+    return signs.reshape(*words.shape[:axis], 32 * words.shape[axis], *later)
+
+
+# Arrays of a TPU lie in tiles of 8 rows of so many lanes.
+LANES = 128
+# Up to so many signs no layout is worth a word too many.
+FEW_SIGNS = 2**16
+
+
+def _word_axis(shape: tuple[int, ...]) -> int | None:
+    """The axis along which words are spread with the least waste; None: none fits."""
+    found, least = None, 2.0
+    for axis, size in enumerate(shape[:-1]):
+        waste = -(-size // 32) * 32 / max(size, 1)
+        if math.prod(shape[axis + 1 :]) >= LANES and waste <= least:
+            found, least = axis, waste
+    return found
+
+
+def _vector_of_signs(key: jax.Array, size: int) -> jax.Array:
+    if size <= FEW_SIGNS:
+        words = jax.random.bits(key, (-(-size // 32), 1), jnp.uint32)
+        return _spread(words, 1).reshape(-1)[:size]
+    # As rows of lanes, 32 rows a block. The last block is cut, and put behind the
+    # others by adding zeros: a CPU is slow with a cut of all, or with two parts.
+    blocks, rest = divmod(size, 32 * LANES)
+    words = jax.random.bits(key, (blocks + (rest > 0), LANES), jnp.uint32)
+    whole = _spread(words[:blocks], 0).reshape(-1)
+    if not rest:
+        return whole
+    last = _spread(words[blocks:], 0).reshape(-1)[:rest]
+    place = lambda x, low: jax.lax.pad(x, 0.0, [(low, size - low - x.size, 0)])
+    return place(whole, 0) + place(last, size - rest)
+
+
 def fair_signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draws +-1 in float32: 32 signs from each random word."""
-    size = math.prod(shape)
-    words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
-    # Bit 31 - j becomes the sign bit of entry j: 0x3F800000 is 1.0f, 0xBF800000 -1.0f.
-    shifted = words[:, None] << jnp.arange(32, dtype=jnp.uint32)[None]
-    bits = (shifted & jnp.uint32(0x80000000)) | jnp.uint32(0x3F800000)
-    signs = jax.lax.bitcast_convert_type(bits, jnp.float32)
-    return signs.reshape(-1)[:size].reshape(shape)
+    """Draws +-1 in float32: 32 signs from each random word.
+
+    A word's signs lie one below the other along an axis that is not the last, so that
+    rows of words become rows of signs as they lie: side by side they would have to be
+    brought into another layout, several copies of the noise on a TPU.
+    """
+    axis = _word_axis(shape)
+    if axis is None:
+        return _vector_of_signs(key, math.prod(shape)).reshape(shape)
+    words = (*shape[:axis], -(-shape[axis] // 32), *shape[axis + 1 :])
+    signs = _spread(jax.random.bits(key, words, jnp.uint32), axis)
+    return jax.lax.slice_in_dim(signs, 0, shape[axis], axis=axis)
+
+
+def shared_signs(key: jax.Array, shape: tuple[int, ...], which: jax.Array) -> jax.Array:
+    """Draws +-1 for some of the 32 arrays of this shape that the key has words for."""
+    words = jax.random.bits(key, shape, jnp.uint32)
+    which = which.reshape(which.shape + (1,) * len(shape))
+    return _signs(jnp.expand_dims(words, range(which.ndim - len(shape))), which)
+
+
+NORMALS = Entries(standard_normal)
+SIGNS = Entries(fair_signs, shared_signs)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from zojax import _loops as loops
 from zojax._checks import check_option
 from zojax._numerics import PyTree, contract, is_none, wide_dtype
+from zojax.perturbations._noise import Entries
 
 Design = Literal["independent", "orthogonal", "zero_sum", "joint"]
 DESIGNS = get_args(Design)
@@ -36,8 +37,8 @@ class Sampler(NamedTuple):
         length sqrt(d), for K <= d; "zero_sum"; or "joint", with no such promise.
       holds_rows: whether the K rows may be held between asking and combining. Then line
         and combine must be those of ``from_rows(row)``.
-      entries: (key, shape) -> float32 noise, if the entries of a row are independent;
-        what :func:`lazy` and :func:`low_rank` draw from.
+      entries: how arrays of float32 noise are drawn, if the entries of a row are
+        independent; what :func:`lazy` and :func:`low_rank` draw from.
       terms: (key, k, K, params) -> v_k by leaf as keys and scales of draws, if it can
         be named without being drawn; what ``dap(storage="replay")`` combines.
       at_step: (key words of the run, step count) -> the sampler of that step, for one
@@ -51,7 +52,7 @@ class Sampler(NamedTuple):
     check: Callable[[int], None]
     design: Design = "independent"
     holds_rows: bool = True
-    entries: Callable[[jax.Array, tuple[int, ...]], jax.Array] | None = None
+    entries: Entries | None = None
     terms: Callable[[jax.Array, Any, int, PyTree], PyTree] | None = None
     at_step: "Callable[[jax.Array, jax.Array], Sampler] | None" = None
 
@@ -73,13 +74,14 @@ def check_sampler(name: str, sampler: Any) -> None:
         raise ValueError(f"{name} must be a zojax.Sampler ({way}), got {sampler!r}")
 
 
-def check_entries(name: str, sampler: Any) -> None:
-    """Raises unless the entries of the sampler's rows are independent."""
+def entries_of(name: str, sampler: Any) -> Entries:
+    """How the entries of the rows are drawn; raises unless they are independent."""
     check_sampler(name, sampler)
     if sampler.entries is None:
         accepted = "gaussian() or rademacher(), of independent entries"
         advice = "restrict goes outside"
         raise ValueError(f"{name} must be {accepted} ({advice}), got {sampler!r}")
+    return sampler.entries
 
 
 def check_holds_rows(name: str, sampler: Sampler) -> None:

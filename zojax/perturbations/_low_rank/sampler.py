@@ -19,7 +19,7 @@ from zojax.perturbations._low_rank.array import (
 )
 from zojax.perturbations._low_rank.interpreter import of_factors
 from zojax.perturbations._noise import map_keys
-from zojax.perturbations._sampler import Sampler, check_entries, from_rows
+from zojax.perturbations._sampler import Sampler, entries_of, from_rows
 
 # So many outer products are added elementwise, which fuses with the update of params
 # where a product of matrices would be kept.
@@ -90,19 +90,18 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
     """
     check_int("rank", rank, 1)
     base = gaussian() if base is None else base
-    check_entries("base", base)
-    entries = base.entries
+    draw = entries_of("base", base).draw
 
     def factors(key, leaf):
         """A / sqrt(r) and B, so that v = a b^T."""
         *leading, m, n = jnp.shape(leaf)
         wide = wide_dtype(jnp.result_type(leaf))
         of_a, of_b = jax.random.split(key)
-        a = entries(of_a, (*leading, m, rank)).astype(wide) / math.sqrt(rank)
-        return a, entries(of_b, (*leading, n, rank)).astype(wide)
+        a = draw(of_a, (*leading, m, rank)).astype(wide) / math.sqrt(rank)
+        return a, draw(of_b, (*leading, n, rank)).astype(wide)
 
     def whole(key, leaf):
-        noise = placed_like(leaf, lambda key: entries(key, jnp.shape(leaf)))(key)
+        noise = placed_like(leaf, lambda key: draw(key, jnp.shape(leaf)))(key)
         return noise.astype(jnp.result_type(leaf))
 
     def row(key, k, num_directions, params):
