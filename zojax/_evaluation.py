@@ -84,9 +84,11 @@ def _asked_along(
         call = V.sampler.adapt(lambda point: objective.call(point, query_key))
         line = line_of(one)
         at = lambda scale: answer_of(call(line(scale)), objective.has_aux)
-        # In chunks the sides take turns: one perturbed copy a direction.
+        # In chunks the sides take turns: one perturbed copy a direction. Two of them
+        # are no loop, for which a GPU would wait for its host.
         at_once = None if V.chunk_size is None else 1
-        return samplers.map_leading(at, scales, len(sides), at_once)
+        few = len(sides) <= 2
+        return samplers.map_leading(at, scales, len(sides), at_once, unroll=few)
 
     values, aux = samplers.map_leading(
         values_along, which, len(which[-1]), V.chunk_size

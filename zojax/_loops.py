@@ -55,10 +55,20 @@ def scan(
 
 
 def map_rows(
-    function: Callable[[PyTree], PyTree], xs: PyTree, batch_size: int = 1
+    function: Callable[[PyTree], PyTree],
+    xs: PyTree,
+    batch_size: int = 1,
+    *,
+    unroll: bool = False,
 ) -> PyTree:
-    """As jax.lax.map: so many of the first axis at once, the batches in turn."""
+    """As jax.lax.map: so many of the first axis at once, the batches in turn.
+
+    With ``unroll``, one at a time, a program has no loop for its turns.
+    """
     size = len(jax.tree.leaves(xs)[0])
+    if tracing() and unroll and batch_size == 1:
+        body = lambda _, x: (None, function(x))
+        return jax.lax.scan(body, None, xs, unroll=True)[1]
     if tracing() or size == 0:
         several = batch_size if batch_size > 1 else None
         return jax.lax.map(function, xs, batch_size=several)

@@ -102,7 +102,12 @@ def sampler_at(sampler: Sampler, key: jax.Array, count: jax.Array | int) -> Samp
 
 
 def map_leading(
-    function: Callable, xs: PyTree, size: int, chunk_size: int | None = None
+    function: Callable,
+    xs: PyTree,
+    size: int,
+    chunk_size: int | None = None,
+    *,
+    unroll: bool = False,
 ) -> PyTree:
     """Maps over a leading axis, ``chunk_size`` at a time (None: all at once)."""
     if size == 1:
@@ -110,7 +115,7 @@ def map_leading(
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], only)
     if chunk_size is None or chunk_size >= size:
         return jax.vmap(function)(xs)
-    return loops.map_rows(function, xs, chunk_size)
+    return loops.map_rows(function, xs, chunk_size, unroll=unroll)
 
 
 def stacked_rows(
