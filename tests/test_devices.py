@@ -241,8 +241,14 @@ def test_a_device_holds_only_its_own_directions():
 @pytest.mark.parametrize("spec", [P("model", None), P(None, "model")])
 @pytest.mark.parametrize(
     "sampler",
-    [gaussian(), rademacher(), sphere(), orthogonal(), simplex(), lazy(rademacher())],
-    ids=["gaussian", "rademacher", "sphere", "orthogonal", "simplex", "lazy"],
+    [
+        *(gaussian(), rademacher(), sphere(), orthogonal(), simplex()),
+        *(lazy(rademacher()), lazy(rademacher(), True)),
+    ],
+    ids=[
+        *("gaussian", "rademacher", "sphere", "orthogonal", "simplex"),
+        *("lazy", "lazy, stacked"),
+    ],
 )
 def test_noise_is_drawn_where_the_shard_lives(sampler, spec):
     """No gather, only scalars summed; memory of a shard; the result stays sharded."""

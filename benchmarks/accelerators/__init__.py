@@ -1,20 +1,25 @@
 """What the compilers of accelerators plan for a step, on a machine without one.
 
-Nothing is run: the TPU compiler (package libtpu) compiles for a topology that it is
-told of, and says how much memory a device would need.
+Nothing is run: the TPU compiler (package libtpu), or XLA's for GPUs (JAX's CUDA
+plugin), compiles for a chip that it is told of, and says how much memory it would need.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 
-from benchmarks import UsageError, names_of
+from benchmarks import names_of
 
 # Name: module, which has study(topology=...).
-STUDIES = {"vectors": "benchmarks.accelerators.vectors"}
-TOPOLOGIES = ("v4:2x2x1", "v5e:1x1", "v5e:2x4", "v5p:2x2x1", "v6e:2x2")
+STUDIES = {
+    "vectors": "benchmarks.accelerators.vectors",
+    "models": "benchmarks.accelerators.models",
+}
+TOPOLOGIES = (
+    *("v4:2x2x1", "v5e:1x1", "v5e:2x4", "v5e:8x8", "v5p:2x2x1", "v6e:1x1", "v6e:2x2"),
+    "h100",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,12 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the task."""
     from benchmarks import studies
+    from benchmarks.accelerators.compiled import check_installed, devices
 
-    if importlib.util.find_spec("libtpu") is None:
-        raise UsageError('libtpu is missing: pip install -e ".[bench,accelerators]"')
-    from benchmarks.accelerators.compiled import devices
-
-    # Before anything is written, and before threads: libtpu is loaded once.
+    # Before anything is written, and before threads: a compiler is loaded once.
+    for name in args.topology:
+        check_installed(name)
     for name in args.topology:
         devices(name)
     studies.run(args, STUDIES, topology=list(args.topology))

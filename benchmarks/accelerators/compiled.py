@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
+from pathlib import Path
 
 import jax
 from jax.experimental import topologies
 
 from benchmarks import UsageError
 
+__all__ = ["GPU", "check_installed", "devices", "operations"]
+
+GPU = "h100"
+# Of an H100 with 80 GB, as XLA describes it: compiling needs no driver then.
+TARGET = Path(__file__).with_name("h100.txtpb")
+CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -17,22 +25,66 @@ COLLECTIVES = (
     "collective-permute",
     "reduce-scatter",
 )
+# What a program does one after the other; what is fused into one of these is not there.
+KERNELS = (
+    "fusion",
+    "custom-call",
+    "copy",
+    "dot",
+    "convolution",
+    "reduce",
+    "reduce-window",
+    "sort",
+    "gather",
+    "scatter",
+    "dynamic-slice",
+    "dynamic-update-slice",
+    "transpose",
+    "iota",
+    "broadcast",
+)
+
+
+def check_installed(topology: str) -> None:
+    """Raises where the package that compiles for it is missing."""
+    installed = importlib.util.find_spec
+    if topology == GPU and not any(map(installed, CUDA_PLUGINS)):
+        way = f'pip install "jax[cuda13]=={jax.__version__}"'
+        raise UsageError(f"the CUDA plugin of JAX is missing: {way}")
+    if topology != GPU and installed("libtpu") is None:
+        raise UsageError('libtpu is missing: pip install -e ".[bench,accelerators]"')
 
 
 @functools.cache
 def devices(topology: str) -> tuple[jax.Device, ...]:
-    """The devices of a topology such as v5e:2x4, to compile for."""
+    """The devices of a topology such as v5e:2x4, or of an H100, to compile for."""
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        if topology == GPU:
+            found = topologies.get_topology_desc(
+                platform="cuda",
+                topology_name=topology,
+                target_config=TARGET.read_text(),
+                topology="1x1x1",
+            )
+        else:
+            found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:  # of several kinds, by version
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = f"libtpu cannot compile for {topology} here: {line}"
-        raise UsageError(message) from error
+        raise UsageError(f"cannot compile for {topology} here: {line}") from error
     return tuple(found.devices)
 
 
 def operations(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """How many loops and collectives a program has; a started one counts once."""
+    """How many loops and collectives a program has, and kernels outside of loops.
+
+    A started collective counts once.
+    """
     text = compiled.as_text()
-    count = lambda names: len(re.findall(rf"\s(?:{names})(?:-start)?\(", text))
-    return {"loops": count("while"), "collectives": count("|".join(COLLECTIVES))}
+    pattern = lambda names: rf"\s(?:{'|'.join(names)})(?:-start)?\("
+    count = lambda text, names: len(re.findall(pattern(names), text))
+    entry = text[text.find("ENTRY") :]
+    return {
+        "loops": count(text, ("while",)),
+        "collectives": count(text, COLLECTIVES),
+        "kernels": count(entry, KERNELS),
+    }

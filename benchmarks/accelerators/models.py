@@ -1,0 +1,277 @@
+"""Planned memory of a step that tunes a language model, on one chip to many."""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.table import Table
+
+import zojax
+from benchmarks.accelerators.compiled import devices, operations
+from benchmarks.accelerators.shapes import DATA, MODELS, Layout, layouts
+from benchmarks.language import cost, problem, training
+from benchmarks.language.recipe import Recipe
+from benchmarks.memory.programs import total_bytes
+from benchmarks.study import COLOURS, Cell, Row, Study, Tick, tabulate
+from zojax.perturbations import lazy, low_rank, rademacher
+
+LENGTH = 64  # tokens of a sentence; cost.BATCH sentences
+MEMBERS = 8
+SMOOTHING = 1e-3
+RECIPE = Recipe(tuning="all", dtype="bfloat16")
+
+
+class Program(NamedTuple):
+    """A step to compile: what it gets, and what of that it overwrites."""
+
+    step: Callable[..., Any]
+    args: tuple[Any, ...]  # (tuned, state, frozen)
+
+
+def _by_recipe(ready: problem.Problem, layout: Layout, **fields: Any) -> Program:
+    recipe = Recipe(**{"tuning": "all", "dtype": "bfloat16", **fields})
+    part = training.tuned_part(recipe)
+    opt, step = training.make_step(recipe, ready)
+    frozen = {name: leaf for name, leaf in ready.params.items() if name != part}
+    state = jax.eval_shape(opt.init, ready.params)
+    return Program(step, (ready.params[part], state, frozen))
+
+
+def _by_estimator(
+    ready: problem.Problem, estimator: optax.GradientTransformationExtraArgs
+) -> Program:
+    """All parameters, plain SGD."""
+    value_fn = problem.loss(ready.config, ready.words)
+    opt = optax.chain(estimator, optax.sgd(1e-6))
+
+    def step(params, state, frozen, batch):
+        of_model = lambda model: value_fn({**frozen, "model": model}, batch)
+        updates, state = opt.update(None, state, params, value_fn=of_model)
+        return optax.apply_updates(params, updates), state
+
+    model = ready.params["model"]
+    frozen = {name: leaf for name, leaf in ready.params.items() if name != "model"}
+    return Program(step, (model, jax.eval_shape(opt.init, model), frozen))
+
+
+def _low_rank(
+    ready: problem.Problem, layout: Layout, difference: str = "leave_one_out"
+) -> Program:
+    """All members at once: they share the products with the weights."""
+    estimator = zojax.two_point(
+        SMOOTHING, MEMBERS, key=0, difference=difference, sampler=low_rank(1)
+    )
+    return _by_estimator(ready, estimator)
+
+
+def _spread(ready: problem.Problem, layout: Layout) -> Program:
+    """A direction for each device of the axis, or eight of them."""
+    number = layout.mesh.shape[DATA]
+    estimator = zojax.two_point(
+        SMOOTHING,
+        number,
+        key=0,
+        difference="central",
+        sampler=lazy(rademacher(), ready.stacked["model"]),
+        chunk_size=1,
+        axis_name=DATA,
+    )
+    return _by_estimator(ready, estimator)
+
+
+# Label: (what is tuned, (problem, layout) -> program).
+STEPS: dict[str, tuple[str, Callable[[problem.Problem, Layout], Program]]] = {
+    "backprop, SGD": ("all", functools.partial(_by_recipe, estimator="first-order")),
+    "all, signs": ("all", _by_recipe),
+    "all, gaussian": ("all", functools.partial(_by_recipe, sampler="gaussian")),
+    "LoRA, signs": ("lora", functools.partial(_by_recipe, tuning="lora")),
+    f"low rank, K = {MEMBERS}": ("all", _low_rank),
+    f"low rank, K = {MEMBERS}, both sides": (
+        "all",
+        functools.partial(_low_rank, difference="central"),
+    ),
+    "all, signs, spread": ("all", _spread),
+}
+PLAIN = [name for name in STEPS if name != "all, signs, spread"]
+SPREAD = ["all, signs, spread"]
+
+
+def cases(number: int, full: bool) -> list[tuple[str, str, list[str]]]:
+    """(model, layout, steps) for a number of chips."""
+    if number == 1:
+        models = ["OPT-1.3b"] + ["OPT-125m", "Llama-7b", "OPT-13b"] * full
+        return [(model, "one chip", PLAIN) for model in models]
+    if number <= 8:
+        small = "OPT-1.3b"
+        return [
+            ("OPT-13b", "params", PLAIN),
+            (small, "batch", ["all, signs"]),
+            (small, "directions", SPREAD),
+            (small, "params, batch", ["all, signs"]),
+            (small, "params, directions", SPREAD),
+            *([("Llama-7b", "params", PLAIN)] if full else []),
+        ]
+    return [
+        ("OPT-66b", "params, batch", PLAIN),
+        ("OPT-13b", "params, directions", SPREAD),
+    ]
+
+
+def _compile(layout: Layout, function: Callable, args: Any, donated: Any = ()) -> Any:
+    with jax.set_mesh(layout.mesh):
+        return jax.jit(function, donate_argnums=donated).lower(*args).compile()
+
+
+def needed(error: Exception) -> float:
+    """Bytes that a program would need, from the compiler's refusal; NaN if unsaid."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error))
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return float(found[1]) * unit[found[2]] if found else float("nan")
+
+
+def measure(topology: str, model: str, layout: str, label: str, tick: Tick) -> Row:
+    """What the compiler plans for one step, beside the forward pass."""
+    start = time.monotonic()
+    where = layouts(devices(topology))[layout]
+    tuned, build = STEPS[label]
+    recipe = Recipe(tuning=tuned, dtype="bfloat16")
+    ready = cost.without_sentences(recipe, MODELS[model]())
+    batch = where.place_batch(cost.batch_of(LENGTH))
+    value_fn = problem.loss(ready.config, ready.words)
+    forward = _compile(where, value_fn, (where.place(ready.params), batch))
+    tick(0.2)
+    program = build(ready, where)
+    args = (*map(where.place, program.args), batch)
+    row = {
+        "topology": topology,
+        "model": model,
+        "layout": where.label,
+        "step": label,
+        "forward": total_bytes(forward),
+        "forward_collectives": operations(forward)["collectives"],
+        "fits": True,
+        "jax": jax.__version__,
+    }
+    try:
+        compiled = _compile(where, program.step, args, (0, 1))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        row |= {"fits": False, "bytes": needed(error)}
+    else:
+        temporary = compiled.memory_analysis().temp_size_in_bytes
+        row |= {"bytes": total_bytes(compiled), "temporary": temporary}
+        row |= operations(compiled)
+    over = row["bytes"] / row["forward"]
+    return row | {"over_forward": over, "seconds": time.monotonic() - start}
+
+
+def cells(topology: Sequence[str], full: bool, seed: int) -> dict[str, Cell]:
+    """A cell for each topology, model, layout and step."""
+    del seed  # nothing is run
+
+    def cell(*case: str) -> Cell:
+        return lambda tick: [measure(*case, tick)]
+
+    return {
+        f"{chip}/{model}/{layout}/{step}": cell(chip, model, layout, step)
+        for chip in topology
+        for model, layout, steps in cases(len(devices(chip)), full)
+        for step in steps
+    }
+
+
+def tables(frame: pd.DataFrame) -> list[Table]:
+    """One for each topology."""
+    out = []
+    for chip, part in frame.groupby("topology", sort=False):
+        rows = []
+        for (model, layout), group in part.groupby(["model", "layout"], sort=False):
+            forward = group.iloc[0]
+            rows.append([f"{model}, {layout}", f"{forward.forward / 1e9:.2f}", "", ""])
+            rows[-1].append(int(forward.forward_collectives))
+            for row in group.itertuples():
+                rows.append(
+                    [
+                        f"  {row.step}",
+                        f"{row.bytes / 1e9:.2f}",
+                        f"{row.over_forward:.3f}" if row.fits else "does not fit",
+                        *(
+                            f"{int(number)}" if row.fits else ""
+                            for number in (row.loops, row.collectives)
+                        ),
+                    ]
+                )
+        columns = ["", "GB a chip", "/ forward", "loops", "collectives"]
+        out.append(tabulate(f"{chip}, {cost.BATCH} x {LENGTH} tokens", columns, rows))
+    out[-1].caption = (
+        "First lines: the forward pass. Arguments, results and temporaries of a chip"
+        f" as its compiler plans them (JAX {frame['jax'].iloc[-1]})."
+    )
+    return out
+
+
+def findings(frame: pd.DataFrame) -> list[str]:
+    """The worst step that is not backprop, by topology."""
+    out = []
+    for chip, part in frame.groupby("topology", sort=False):
+        ours = part[part["step"] != "backprop, SGD"]
+        worst = ours.loc[ours["over_forward"].idxmax()]
+        refused = ours[~ours["fits"].astype(bool)]
+        fits = (
+            f"{len(refused)} of {len(ours)} do not fit" if len(refused) else "all fit"
+        )
+        out.append(
+            f"{chip}: forward-only steps need at most {worst['over_forward']:.3f} of"
+            f" the forward pass ({worst['model']}, {worst['layout']},"
+            f" {worst['step']}); {fits}."
+        )
+    return out
+
+
+def figure(frame: pd.DataFrame) -> Figure:
+    """Memory over the forward pass's by model and layout; a panel for each topology."""
+    panels = list(frame.groupby("topology", sort=False))
+    sizes = [part.groupby(["model", "layout"]).ngroups for _, part in panels]
+    out = Figure(figsize=(8, 1.5 + 0.5 * sum(sizes)), layout="constrained")
+    axes = out.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=sizes)
+    colours = dict(zip(STEPS, COLOURS, strict=False))
+    shown = set()
+    for axis, (chip, part) in zip(axes[:, 0], panels, strict=True):
+        where = part["model"] + ", " + part["layout"]
+        names = list(dict.fromkeys(where))
+        for step, rows in part.groupby("step", sort=False):
+            label = None if step in shown else step
+            shown.add(step)
+            height = [names.index(name) for name in where[rows.index]]
+            marker = np.where(rows["fits"].astype(bool), "o", "x")
+            for i, (x, y) in enumerate(zip(rows["over_forward"], height, strict=True)):
+                axis.plot(
+                    x,
+                    y,
+                    marker[i],
+                    color=colours[step],
+                    label=label if i == 0 else None,
+                )
+        axis.set_yticks(range(len(names)), names)
+        axis.set(title=chip, ylim=(len(names) - 0.5, -0.5))
+        axis.axvline(1, color="0.7", zorder=0)
+        axis.grid(alpha=0.25)
+    axes[-1, 0].set_xlabel("planned memory of a step over the forward pass's")
+    out.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return out
+
+
+def study(topology: Sequence[str]) -> Study:
+    """The study, for these topologies."""
+    of_chips = functools.partial(cells, topology)
+    return Study("Language models on accelerators", of_chips, tables, findings, figure)
