@@ -101,28 +101,33 @@ STEPS: dict[str, tuple[str, Callable[[problem.Problem, Layout], Program]]] = {
     ),
     "all, signs, spread": ("all", _spread),
 }
-PLAIN = [name for name in STEPS if name != "all, signs, spread"]
+BOTH = ["all, signs", "all, gaussian"]
+PLAIN = ["backprop, SGD", *BOTH, "LoRA, signs"]
+LOW_RANK = [name for name in STEPS if name.startswith("low rank")]
 SPREAD = ["all, signs, spread"]
 
 
 def cases(number: int, full: bool) -> list[tuple[str, str, list[str]]]:
     """(model, layout, steps) for a number of chips."""
+    small, large = "OPT-1.3b", "OPT-13b"
+    alone = [(small, "one chip", PLAIN + LOW_RANK)]
     if number == 1:
-        models = ["OPT-1.3b"] + ["OPT-125m", "Llama-7b", "OPT-13b"] * full
-        return [(model, "one chip", PLAIN) for model in models]
-    if number <= 8:
-        small = "OPT-1.3b"
+        more = [(model, "one chip", PLAIN) for model in ("OPT-125m", "Llama-7b", large)]
+        return alone + more * full
+    if number < 8:
+        return [*alone, (large, "params", BOTH), (small, "directions", SPREAD)]
+    if number == 8:
         return [
-            ("OPT-13b", "params", PLAIN),
+            (large, "params", PLAIN),
             (small, "batch", ["all, signs"]),
             (small, "directions", SPREAD),
             (small, "params, batch", ["all, signs"]),
             (small, "params, directions", SPREAD),
-            *([("Llama-7b", "params", PLAIN)] if full else []),
+            *[("Llama-7b", "params", PLAIN + LOW_RANK)] * full,
         ]
     return [
         ("OPT-66b", "params, batch", PLAIN),
-        ("OPT-13b", "params, directions", SPREAD),
+        (large, "params, directions", SPREAD),
     ]
 
 

@@ -112,11 +112,13 @@ def layouts(devices: tuple[jax.Device, ...]) -> dict[str, Layout]:
     """How a model may lie on these devices."""
     number = len(devices)
     mesh = lambda data: Mesh(np.reshape(devices, (data, number // data)), (DATA, MODEL))
+    alone = Mesh(np.reshape(devices[:1], (1, 1)), (DATA, MODEL))
+    one_chip = {"one chip": Layout("one chip", alone)}
     if number == 1:
-        return {"one chip": Layout("one chip", mesh(1))}
+        return one_chip
     wide = 2 ** (number.bit_length() // 2)  # 2 of 2 or 4, 4 of 8, 8 of 64
     rows = number // wide
-    return {
+    return one_chip | {
         "params": Layout("params sharded", mesh(1)),
         "batch": Layout("batch spread", mesh(number), batch=True),
         "directions": Layout("directions spread", mesh(number), directions=True),

@@ -1,15 +1,17 @@
-"""Planned memory of a step on one chip, by estimator: a vector, and stacked layers."""
+"""Planned memory of a step by estimator: a vector, stacked layers, a sharded vector."""
 
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 from rich.table import Table
 
@@ -31,46 +33,72 @@ NUM_DIRECTIONS = 10
 CHUNKS = (None, 1)
 QUICK, FULL = (10_000_000,), (10_000_000, 100_000_000)
 WIDTH = 2048
+# Whole blocks of 4,096 signs on each chip: cut ones would travel.
+SHARDED = 2**30
 
 
 def measure(topology: str, problem: Problem, estimator: str, tick: Tick) -> list[Row]:
     """A row for all directions at once, and one for one at a time."""
-    placed = SingleDeviceSharding(devices(topology)[0])
-    like = jax.ShapeDtypeStruct(problem.like.shape, problem.like.dtype, sharding=placed)
-    forward = total_bytes(jax.jit(problem.f).lower(like).compile())
+    chips = devices(topology)
+    mesh = Mesh(np.array(chips), ("chips",))
+
+    def place(x: Any) -> jax.ShapeDtypeStruct:
+        """Vectors of params' size lie over the chips, anything else on each."""
+        spread = problem.like.ndim == 1 and x.shape[-1:] == problem.like.shape
+        spec = PartitionSpec(*[None] * (x.ndim - 1), "chips") if spread else None
+        sharding = NamedSharding(mesh, spec or PartitionSpec())
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    forward = total_bytes(jax.jit(problem.f).lower(place(problem.like)).compile())
     rows = []
     for i, chunk_size in enumerate(CHUNKS):
         tick((i + 0.5) / (len(CHUNKS) + 0.5))
         start = time.monotonic()
         case = problem, estimator, NUM_DIRECTIONS, chunk_size
-        _, compiled = compile_step(*case, placed)
-        rows.append(
-            {
-                "topology": topology,
-                "problem": problem.name,
-                "estimator": estimator,
-                "chunk": chunk_label(chunk_size),
-                **planned(problem, compiled),
-                "over_forward": total_bytes(compiled) / forward,
-                "forward": forward / num_bytes(problem.like),
-                **operations(compiled),
-                "seconds": time.monotonic() - start,
-                "jax": jax.__version__,
-            }
-        )
+        row = {
+            "topology": topology,
+            "problem": problem.name,
+            "estimator": estimator,
+            "chunk": chunk_label(chunk_size),
+            "forward": len(chips) * forward / num_bytes(problem.like),
+            "jax": jax.__version__,
+        }
+        try:
+            _, compiled = compile_step(*case, place)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            row["temporary"] = row["over_forward"] = math.inf
+        else:
+            found = planned(problem, compiled)
+            row |= {name: len(chips) * copies for name, copies in found.items()}
+            row["over_forward"] = total_bytes(compiled) / forward
+            row |= operations(compiled)
+        rows.append(row | {"seconds": time.monotonic() - start})
     return rows
+
+
+def problems(number: int, full: bool) -> list[Problem]:
+    """What is compiled for so many chips; several share one long vector."""
+    if number == 1:
+        return [*map(vector, FULL if full else QUICK), layers(WIDTH)]
+    return [vector(SHARDED)]
 
 
 def cells(topology: Sequence[str], full: bool, seed: int) -> dict[str, Cell]:
     """A cell for each topology, problem and estimator."""
     del seed  # nothing is run
-    problems = [*map(vector, FULL if full else QUICK), layers(WIDTH)]
     return {
         f"{chip}/{problem.name}/{name}": functools.partial(measure, chip, problem, name)
         for chip in topology
-        for problem in problems
+        for problem in problems(len(devices(chip)), full)
         for name in ESTIMATORS
     }
+
+
+def _shown(number: float, digits: int) -> str:
+    """A number; what the compiler refused has none."""
+    return f"{number:.{digits}f}" if math.isfinite(number) else "-"
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
@@ -80,18 +108,17 @@ def tables(frame: pd.DataFrame) -> list[Table]:
         rows = [
             [
                 f"{row.estimator}, {row.chunk}",
-                f"{row.temporary:.2f}",
-                f"{row.over_forward:.2f}",
-                row.loops,
-                row.collectives,
+                *(_shown(x, 2) for x in (row.temporary, row.over_forward)),
+                *(_shown(x, 0) for x in (row.loops, row.collectives, row.kernels)),
             ]
             for row in part.itertuples()
         ]
-        columns = ["", "temporary", "/ forward", "loops", "collectives"]
+        columns = ["", "temporary", "/ forward", "loops", "collectives", "kernels"]
         out.append(tabulate(f"{chip}, {problem}, K = {NUM_DIRECTIONS}", columns, rows))
     out[-1].caption = (
-        "Temporary memory in copies of params, all memory over the forward pass's, as"
-        f" libtpu plans it (JAX {frame['jax'].iloc[-1]})."
+        "Temporary memory in copies of a chip's params, all memory over the forward"
+        " pass's, as the chip's compiler plans it (-: does not fit; JAX"
+        f" {frame['jax'].iloc[-1]})."
     )
     return out
 
@@ -132,6 +159,4 @@ def figure(frame: pd.DataFrame) -> Figure:
 def study(topology: Sequence[str]) -> Study:
     """The study, for these topologies."""
     of_chips = functools.partial(cells, topology)
-    return Study(
-        "Memory planned by the TPU compiler", of_chips, tables, findings, figure
-    )
+    return Study("Estimators on accelerators", of_chips, tables, findings, figure)

@@ -118,11 +118,11 @@ def compile_step(
     estimator: str,
     num_directions: int,
     chunk_size: int | None,
-    sharding: jax.sharding.Sharding | None = None,
+    place: Callable[[jax.ShapeDtypeStruct], jax.ShapeDtypeStruct] = lambda x: x,
 ) -> tuple[Callable[[PyTree], PyTree], jax.stages.Compiled]:
     """(params -> state, compiled step (params, state) -> both, which it overwrites).
 
-    With a sharding for the devices that it names, which need not be there.
+    ``place`` says where arrays lie, on devices that need not be there.
     """
     opt = optax.chain(
         ESTIMATORS[estimator](
@@ -139,7 +139,6 @@ def compile_step(
         updates, state = opt.update(None, state, params, value_fn=problem.f)
         return optax.apply_updates(params, updates), state
 
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     args = problem.like, jax.eval_shape(opt.init, problem.like)
     lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*jax.tree.map(place, args))
     return opt.init, lowered.compile()
