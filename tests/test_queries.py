@@ -328,6 +328,22 @@ def lowered(function, *args):
     }
 
 
+@pytest.mark.parametrize("sampler", [rademacher(), lazy(rademacher())])
+def test_two_sides_are_no_loop_on_an_accelerator(sampler):
+    """One trace of f, twice in the program, as MeZO by hand has it."""
+    opt, x, traced = zojax.mezo(1e-3, key=0, sampler=sampler), jnp.ones(40), []
+
+    def value_fn(x):
+        traced.append(x)
+        return jnp.sum(zojax.materialize(x) ** 2)
+
+    step = lambda x, state: opt.update(None, state, x, value_fn=value_fn)
+    texts = lowered(step, x, opt.init(x))
+    assert len(traced) == 1
+    for name in ("cuda", "tpu"):  # a CPU draws in a loop
+        assert "stablehlo.while" not in texts[name]
+
+
 def test_the_platform_is_chosen_when_a_program_is_lowered(monkeypatch):
     """A product on a CPU and a sum elsewhere."""
     product = _numerics.contract, jnp.ones(3), jnp.ones((3, 5))

@@ -42,7 +42,7 @@ def test_simulator_example(tmp_path):
 def test_lazy_example():
     """The model takes lazy params in a step, and plain ones under jax.grad."""
     names = {"functools": functools, "jax": jax, "jnp": jnp, "zojax": zojax}
-    _, _, lazy_example, in_place_example, _ = EXAMPLES
+    lazy_example, in_place_example = EXAMPLES[2:4]
     exec(compile(lazy_example, "README.md", "exec"), names)
     opt, loss = names["opt"], names["loss"]
     draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape) / 2
@@ -74,7 +74,11 @@ def test_devices_example():
     exec(compile(EXAMPLES[4], "README.md", "exec"), names)
     params, loss = names["params"], names["loss"]
     assert params["w"].sharding.spec == jax.P(None, "model")
-    assert loss(params, *names["batch"]) < loss({"w": 0 * params["w"]}, *names["batch"])
+    after = loss(params, *names["batch"])
+    assert after < loss({"w": 0 * params["w"]}, *names["batch"])
+    exec(compile(EXAMPLES[5], "README.md", "exec"), names)
+    assert names["params"]["w"].sharding.spec == jax.P(None, "model")
+    assert loss(names["params"], *names["batch"]) < after
 
 
 def test_every_estimator_and_sampler_is_in_the_tables():

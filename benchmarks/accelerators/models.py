@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import time
@@ -74,11 +75,10 @@ def _low_rank(
 
 
 def _spread(ready: problem.Problem, layout: Layout) -> Program:
-    """A direction for each device of the axis, or eight of them."""
-    number = layout.mesh.shape[DATA]
+    """A direction for each device of the axis: values and one sum travel."""
     estimator = zojax.two_point(
         SMOOTHING,
-        number,
+        layout.mesh.shape[DATA],
         key=0,
         difference="central",
         sampler=lazy(rademacher(), ready.stacked["model"]),
@@ -86,6 +86,26 @@ def _spread(ready: problem.Problem, layout: Layout) -> Program:
         axis_name=DATA,
     )
     return _by_estimator(ready, estimator)
+
+
+def _spread_and_added(ready: problem.Problem, layout: Layout) -> Program:
+    """The same, where only values travel: each device adds all directions in place."""
+    value_fn = problem.loss(ready.config, ready.words)
+    sampler = lazy(rademacher(), ready.stacked["model"])
+
+    def step(params, count, frozen, batch):
+        key = jax.random.fold_in(jax.random.key(0), count)
+        number = layout.mesh.shape[DATA]
+        V = zojax.Directions(sampler, key, number, chunk_size=1)
+        asked = dataclasses.replace(V, axis_name=DATA)
+        of_model = lambda model: value_fn({**frozen, "model": model}, batch)
+        y, _ = zojax.evaluate(of_model, params, asked, SMOOTHING, sides=(1.0, -1.0))
+        weights = zojax.weights.central(y[:, 0], y[:, 1], SMOOTHING)
+        return zojax.queries.add_directions(params, -1e-6 * weights, V), count + 1
+
+    model = ready.params["model"]
+    frozen = {name: leaf for name, leaf in ready.params.items() if name != "model"}
+    return Program(step, (model, jax.ShapeDtypeStruct((), np.int32), frozen))
 
 
 # Label: (what is tuned, (problem, layout) -> program).
@@ -100,11 +120,12 @@ STEPS: dict[str, tuple[str, Callable[[problem.Problem, Layout], Program]]] = {
         functools.partial(_low_rank, difference="central"),
     ),
     "all, signs, spread": ("all", _spread),
+    "all, signs, spread, added": ("all", _spread_and_added),
 }
 BOTH = ["all, signs", "all, gaussian"]
 PLAIN = ["backprop, SGD", *BOTH, "LoRA, signs"]
 LOW_RANK = [name for name in STEPS if name.startswith("low rank")]
-SPREAD = ["all, signs, spread"]
+SPREAD = ["all, signs, spread", "all, signs, spread, added"]
 
 
 def cases(number: int, full: bool) -> list[tuple[str, str, list[str]]]:

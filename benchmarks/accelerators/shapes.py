@@ -78,7 +78,7 @@ class Layout(NamedTuple):
         """The shapes of params, state or adapters, where they lie."""
 
         def leaf(path, x):
-            name = path[-1].key if hasattr(path[-1], "key") else ""
+            name = getattr(path[-1], "key", "") if path else ""
             spec = _spec(name, DATA if self.params else None)
             return self._at(x, spec if len(spec) == x.ndim else P())
 
