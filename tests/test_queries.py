@@ -290,21 +290,28 @@ def test_x64(chunk_size):
 # -- what is faster on an accelerator --------------------------------------------------
 
 
-def as_on_an_accelerator(*args, cpu, accelerator):
+def as_on_an_accelerator(*args, cpu, accelerator, tpu=None):
     return accelerator(*args)
 
 
-@pytest.fixture(params=["cpu", "accelerator"])
+def as_on_a_tpu(*args, cpu, accelerator, tpu=None):
+    return (tpu or accelerator)(*args)
+
+
+@pytest.fixture(params=["cpu", "accelerator", "tpu"])
 def backend(request, monkeypatch):
-    """The programs of either, compiled for a CPU."""
-    if request.param == "accelerator":
+    """The programs of each, compiled for a CPU."""
+    chosen = {"accelerator": as_on_an_accelerator, "tpu": as_on_a_tpu}
+    if request.param in chosen:
         for where in (_numerics, _noise):
-            monkeypatch.setattr(where, "by_platform", as_on_an_accelerator)
+            monkeypatch.setattr(where, "by_platform", chosen[request.param])
     monkeypatch.setattr(_noise, "LARGE_DRAW", 4)
 
 
 @pytest.mark.parametrize(
-    ("shape", "axes"), [((3,), 1), ((2, 3), 1), ((4, 2), 2)], ids=str
+    ("shape", "axes"),
+    [((3,), 1), ((2, 3), 1), ((4, 2), 2), ((2, 3, 4), 1), ((9, 3), 1), ((0, 3), 1)],
+    ids=str,
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_contract(backend, shape, axes, dtype):

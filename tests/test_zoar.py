@@ -154,7 +154,7 @@ def test_estimates_equal_the_definition(kwargs):
 
 def test_estimates_equal_the_definition_as_an_accelerator_computes_them(monkeypatch):
     for where in (_numerics, module):
-        choose = lambda *args, cpu, accelerator: accelerator(*args)
+        choose = lambda *args, cpu, accelerator, tpu=None: accelerator(*args)
         monkeypatch.setattr(where, "by_platform", choose)
     u = directions(GAUSSIAN, T, K, jnp.zeros(D))
     mus = [SCHEDULE(t) for t in range(T)]

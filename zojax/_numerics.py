@@ -1,5 +1,6 @@
 """Dtypes, sums and norms: arithmetic that is right in every dtype and on any device."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,14 +40,21 @@ def zeros_at(x: jax.Array) -> jax.Array:
 
 
 def by_platform(
-    *args: Any, cpu: Callable[..., Any], accelerator: Callable[..., Any]
+    *args: Any,
+    cpu: Callable[..., Any],
+    accelerator: Callable[..., Any],
+    tpu: Callable[..., Any] | None = None,
 ) -> Any:
     """cpu(*args) in a program for CPUs, accelerator(*args) in any other.
 
-    Decided when a program is lowered, not by the machine that lowers it. All that
-    depends on the platform goes through here.
+    A TPU may have its own. Decided when a program is lowered, not by the machine that
+    lowers it. All that depends on the platform goes through here.
     """
-    return jax.lax.platform_dependent(*args, cpu=cpu, default=accelerator)
+    others = {} if tpu is None else {"tpu": tpu}
+    return jax.lax.platform_dependent(*args, cpu=cpu, default=accelerator, **others)
+
+
+FEW_SUMS = 8
 
 
 def contract(weights: jax.Array, x: jax.Array, axes: int = 1) -> jax.Array:
@@ -65,8 +73,17 @@ def contract(weights: jax.Array, x: jax.Array, axes: int = 1) -> jax.Array:
         x = jnp.expand_dims(x, range(leading))
         return jnp.sum(scale * x, range(leading, weights.ndim))
 
+    def apart(weights, x):
+        # A TPU fuses several sums with the drawing only if each stands alone.
+        leading = weights.shape[: weights.ndim - axes]
+        if not 1 < math.prod(leading) <= FEW_SUMS:
+            return fused(weights, x)
+        rows = weights.reshape(-1, *weights.shape[len(leading) :])
+        sums = jnp.stack([fused(row, x) for row in rows])
+        return sums.reshape(*leading, *sums.shape[1:])
+
     args = weights.astype(wide), x.astype(wide)
-    return by_platform(*args, cpu=product, accelerator=fused)
+    return by_platform(*args, cpu=product, accelerator=fused, tpu=apart)
 
 
 def number_at(number: Number, count: jax.Array) -> jax.Array:
