@@ -110,7 +110,7 @@ def _spread(words: jax.Array, axis: int) -> jax.Array:
 
 # Arrays of a TPU lie in tiles of 8 rows of so many lanes.
 LANES = 128
-# Up to so many signs no layout is worth a word too many.
+# Up to so many signs of a vector it does not matter how they are unpacked.
 FEW_SIGNS = 2**16
 
 
@@ -124,28 +124,35 @@ def _word_axis(shape: tuple[int, ...]) -> int | None:
     return found
 
 
+def _in_lanes(words: jax.Array) -> jax.Array:
+    """The signs of words u32[n], one after the other, as rows of lanes [n / 4, 128].
+
+    Each lane takes the one of its row's four words that it lies in: a choice, where an
+    axis of 32 would be padded to 128 and then brought into another layout.
+    """
+    number = LANES // 32
+    words = jnp.pad(words, (0, -len(words) % number))
+    lane = jnp.arange(LANES, dtype=jnp.uint32)[None]
+    chosen = words[number - 1 :: number, None]
+    for i in reversed(range(number - 1)):
+        chosen = jnp.where(lane < 32 * (i + 1), words[i::number, None], chosen)
+    return _signs(chosen, lane % 32)
+
+
 def _vector_of_signs(key: jax.Array, size: int) -> jax.Array:
+    words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
+    as_words = lambda words: _spread(words[:, None], 1).reshape(-1)[:size]
     if size <= FEW_SIGNS:
-        words = jax.random.bits(key, (-(-size // 32), 1), jnp.uint32)
-        return _spread(words, 1).reshape(-1)[:size]
-    # As rows of lanes, 32 rows a block. The last block is cut, and put behind the
-    # others by adding zeros: a CPU is slow with a cut of all, or with two parts.
-    blocks, rest = divmod(size, 32 * LANES)
-    words = jax.random.bits(key, (blocks + (rest > 0), LANES), jnp.uint32)
-    whole = _spread(words[:blocks], 0).reshape(-1)
-    if not rest:
-        return whole
-    last = _spread(words[blocks:], 0).reshape(-1)[:rest]
-    place = lambda x, low: jax.lax.pad(x, 0.0, [(low, size - low - x.size, 0)])
-    return place(whole, 0) + place(last, size - rest)
+        return as_words(words)
+    on_tpu = lambda words: _in_lanes(words).reshape(-1)[:size]
+    return by_platform(words, cpu=as_words, accelerator=as_words, tpu=on_tpu)
 
 
 def fair_signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draws +-1 in float32: 32 signs from each random word.
 
     A word's signs lie one below the other along an axis that is not the last, so that
-    rows of words become rows of signs as they lie: side by side they would have to be
-    brought into another layout, several copies of the noise on a TPU.
+    rows of words become rows of signs as they lie; of a vector, one after the other.
     """
     axis = _word_axis(shape)
     if axis is None:
