@@ -85,10 +85,11 @@ def _asked_along(
         line = line_of(one)
         at = lambda scale: answer_of(call(line(scale)), objective.has_aux)
         # In chunks the sides take turns: one perturbed copy a direction. Two of them
-        # are no loop, for which a GPU would wait for its host.
+        # are no loop, for which a GPU would wait for its host; but a row that is held
+        # would be drawn again for each.
         at_once = None if V.chunk_size is None else 1
-        few = len(sides) <= 2
-        return samplers.map_leading(at, scales, len(sides), at_once, unroll=few)
+        unroll = len(sides) <= 2 and not V.sampler.holds_rows
+        return samplers.map_leading(at, scales, len(sides), at_once, unroll=unroll)
 
     values, aux = samplers.map_leading(
         values_along, which, len(which[-1]), V.chunk_size
