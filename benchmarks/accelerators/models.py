@@ -28,7 +28,6 @@ from zojax.perturbations import lazy, low_rank, rademacher
 LENGTH = 64  # tokens of a sentence; cost.BATCH sentences
 MEMBERS = 8
 SMOOTHING = 1e-3
-RECIPE = Recipe(tuning="all", dtype="bfloat16")
 
 
 class Program(NamedTuple):

@@ -72,7 +72,6 @@ class Layout(NamedTuple):
     mesh: Mesh  # axes DATA and MODEL
     batch: bool = False  # sentences over DATA
     params: bool = False  # params over DATA too, beside MODEL
-    directions: bool = False  # directions over DATA
 
     def place(self, tree: Any) -> Any:
         """The shapes of params, state or adapters, where they lie."""
@@ -121,11 +120,9 @@ def layouts(devices: tuple[jax.Device, ...]) -> dict[str, Layout]:
     return one_chip | {
         "params": Layout("params sharded", mesh(1)),
         "batch": Layout("batch spread", mesh(number), batch=True),
-        "directions": Layout("directions spread", mesh(number), directions=True),
+        "directions": Layout("directions spread", mesh(number)),
         "params, batch": Layout(
             "params sharded, batch spread", mesh(rows), batch=True, params=True
         ),
-        "params, directions": Layout(
-            "params sharded, directions spread", mesh(rows), directions=True
-        ),
+        "params, directions": Layout("params sharded, directions spread", mesh(rows)),
     }
