@@ -7,6 +7,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -16,7 +17,7 @@ import zojax
 from benchmarks.__main__ import main
 from benchmarks.accelerators import compiled, models, vectors
 from benchmarks.memory import programs
-from zojax.perturbations import rademacher
+from zojax.perturbations import lazy, low_rank, rademacher
 
 
 @pytest.fixture
@@ -144,6 +145,57 @@ def test_plans_of_a_tpu(libtpu, tmp_path, monkeypatch, capsys):
     by_name = of_vector.set_index("estimator")["temporary"]
     assert by_name["two_point, gaussian"] < 0.1
     assert (frame["over_forward"] > 1).all()
+
+
+def on_chip(tree):
+    """The same shapes, on one v5e."""
+    (chip,) = compiled.devices("v5e:1x1")
+    place = jax.sharding.SingleDeviceSharding(chip)
+    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    return jax.tree.map(like, tree)
+
+
+@pytest.mark.parametrize("sampler", [rademacher(), lazy(rademacher()), low_rank(1)])
+def test_two_sides_are_no_loop(libtpu, sampler):
+    """On a CPU they are one, where a row that is held would be drawn for each."""
+    opt = zojax.mezo(1e-3, key=0, sampler=sampler)
+    params = jax.ShapeDtypeStruct((256, 512), jnp.float32)
+    args = jax.eval_shape(opt.init, params), params
+    calls = []
+
+    def value_fn(w):
+        calls.append(w)
+        return jnp.sum(zojax.materialize(w) ** 2)
+
+    step = jax.jit(lambda s, w: opt.update(None, s, w, value_fn=value_fn))
+    program = step.lower(*on_chip(args)).compile()
+    assert compiled.operations(program)["loops"] == 0
+    assert len(calls) == 1
+
+
+def test_few_replayed_directions_are_not_summed_beside_params(libtpu):
+    """ZoAR's past directions are fused with the update: no float32 sum of bf16 params.
+
+    It was 2 copies of params, which smaller ones hide in fast memory.
+    """
+    sampler = lazy(rademacher(), stacked=True)
+    zoar = zojax.zoar(
+        1e-3, 1, key=0, sampler=sampler, storage="replay", chunk_size=1, history_size=5
+    )
+    opt = optax.chain(zoar, optax.sgd(1e-6))
+    body = lambda x, w: (jnp.tanh(x @ zojax.materialize(w)), None)
+    x = jnp.ones((16, 2048), jnp.bfloat16)
+    value_fn = lambda w: jnp.sum(jax.lax.scan(body, x, w)[0].astype(jnp.float32))
+    params = jax.ShapeDtypeStruct((8, 2048, 2048), jnp.bfloat16)
+
+    def step(params, state):
+        updates, state = opt.update(None, state, params, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state
+
+    args = on_chip((params, jax.eval_shape(opt.init, params)))
+    program = jax.jit(step, donate_argnums=(0, 1)).lower(*args).compile()
+    copies = program.memory_analysis().temp_size_in_bytes / programs.num_bytes(params)
+    assert copies < 0.1
 
 
 # Temporary copies of params, one direction at a time; of signs that were laid out

@@ -151,16 +151,15 @@ def _own_sum(weights: jax.Array, params: PyTree, V: Directions) -> PyTree:
     padding = num_chunks * size - len(ks)
     padded = jnp.pad(mine, [(0, 0)] * (mine.ndim - 1) + [(0, padding)])
 
-    def add_chunk(sums, chunk):
+    def of_chunk(chunk):
         start = chunk * size
         some = jax.lax.dynamic_slice_in_dim(padded, start, size, axis=-1)
         chunk_ks = ks[0] + start + jnp.arange(size)
-        part = V.sampler.combine(some, V.key, chunk_ks, number, params)
-        return jax.tree.map(jnp.add, sums, part), None
+        return V.sampler.combine(some, V.key, chunk_ks, number, params)
 
     like = direction_shapes(params, V, weights.shape[:-1])
     zeros = zeros_beside(like, params, mine, ks, jax.random.key_data(V.key))
-    return loops.scan(add_chunk, zeros, jnp.arange(num_chunks))[0]
+    return loops.total(of_chunk, zeros, jnp.arange(num_chunks))
 
 
 def checked_weights(weights: jax.Array, V: Directions, ndim: int | None) -> jax.Array:
@@ -214,17 +213,16 @@ def combine_steps(
     weights, spread = checked_weights(weights, V, 2), over(V.axis_name)
 
     def add(weights, params, words, steps):
-        def add_step(sums, step):
+        def of_step(step):
             step_weights, count = step
             then = samplers.sampler_at(V.sampler, words, count), step_key(words, count)
-            of_step = dataclasses.replace(V, sampler=then[0], key=then[1])
-            part = _own_sum(step_weights, params, of_step)
-            return jax.tree.map(jnp.add, sums, part), None
+            drawn = dataclasses.replace(V, sampler=then[0], key=then[1])
+            return _own_sum(step_weights, params, drawn)
 
         like = direction_shapes(params, V)
         ks = spread.own_ks(V.num_directions)
         zeros = zeros_beside(like, params, weights, words, steps, ks)
-        return spread.total(loops.scan(add_step, zeros, (weights, steps))[0])
+        return spread.total(loops.total(of_step, zeros, (weights, steps)))
 
     words = jax.random.key_data(V.key)
     return drop_non_finite(spread.run(add, weights, params, words, jnp.asarray(steps)))

@@ -85,10 +85,9 @@ def _asked_along(
         line = line_of(one)
         at = lambda scale: answer_of(call(line(scale)), objective.has_aux)
         # In chunks the sides take turns: one perturbed copy a direction. Two of them
-        # are no loop, for which a GPU would wait for its host; but a row that is held
-        # would be drawn again for each.
+        # are no loop, for which a GPU would wait for its host.
         at_once = None if V.chunk_size is None else 1
-        unroll = len(sides) <= 2 and not V.sampler.holds_rows
+        unroll = len(sides) <= 2
         return samplers.map_leading(at, scales, len(sides), at_once, unroll=unroll)
 
     values, aux = samplers.map_leading(

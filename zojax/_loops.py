@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zojax._numerics import PyTree
+from zojax._numerics import PyTree, by_platform
 
 
 def tracing() -> bool:
@@ -54,6 +54,27 @@ def scan(
     return carry, _stacked(found)
 
 
+FEW_PARTS = 8
+
+
+def total(part: Callable[[PyTree], PyTree], zeros: PyTree, xs: PyTree) -> PyTree:
+    """zeros plus the sum of part(x) over the first axis of xs, a part at a time.
+
+    An accelerator fuses few parts with what draws them and with what uses the sum, so
+    that no sum is held; a CPU has a loop, which holds one.
+    """
+
+    def sum_in(unroll: bool) -> Callable[..., PyTree]:
+        add = lambda sums, x: (jax.tree.map(jnp.add, sums, part(x)), None)
+        return lambda zeros, xs: scan(add, zeros, xs, unroll=unroll)[0]
+
+    few = len(jax.tree.leaves(xs)[0]) <= FEW_PARTS
+    if not (tracing() and few):
+        return sum_in(False)(zeros, xs)
+    part = jax.jit(part)  # traced once for both programs
+    return by_platform(zeros, xs, cpu=sum_in(False), accelerator=sum_in(True))
+
+
 def map_rows(
     function: Callable[[PyTree], PyTree],
     xs: PyTree,
@@ -63,12 +84,16 @@ def map_rows(
 ) -> PyTree:
     """As jax.lax.map: so many of the first axis at once, the batches in turn.
 
-    With ``unroll``, one at a time, a program has no loop for its turns.
+    With ``unroll``, one at a time, a program has no loop for its turns, except a CPU's,
+    which would compute again in each what all of them share.
     """
     size = len(jax.tree.leaves(xs)[0])
     if tracing() and unroll and batch_size == 1:
+        function = jax.jit(function)  # traced once for both programs
         body = lambda _, x: (None, function(x))
-        return jax.lax.scan(body, None, xs, unroll=True)[1]
+        in_turn = lambda unroll: lambda xs: jax.lax.scan(body, None, xs, unroll=unroll)
+        loop, straight = in_turn(False), in_turn(True)
+        return by_platform(xs, cpu=loop, accelerator=straight)[1]
     if tracing() or size == 0:
         several = batch_size if batch_size > 1 else None
         return jax.lax.map(function, xs, batch_size=several)

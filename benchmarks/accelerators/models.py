@@ -73,6 +73,17 @@ def _low_rank(
     return _by_estimator(ready, estimator)
 
 
+def _replayed(
+    ready: problem.Problem, layout: Layout, factory: Callable[..., Any], **fields: Any
+) -> Program:
+    """Directions that are drawn again, of past steps or in their projections."""
+    sampler = lazy(rademacher(), ready.stacked["model"])
+    fields = {"sampler": sampler, "storage": "replay", "chunk_size": 1, **fields}
+    if factory is zojax.dap:
+        fields["base"] = sampler
+    return _by_estimator(ready, factory(SMOOTHING, key=0, **fields))
+
+
 def _spread(ready: problem.Problem, layout: Layout) -> Program:
     """A direction for each device of the axis: values and one sum travel."""
     estimator = zojax.two_point(
@@ -118,19 +129,28 @@ STEPS: dict[str, tuple[str, Callable[[problem.Problem, Layout], Program]]] = {
         "all",
         functools.partial(_low_rank, difference="central"),
     ),
+    "zoar, replay, N = 5": (
+        "all",
+        functools.partial(_replayed, factory=zojax.zoar, num_directions=1),
+    ),
+    "dap, replay, K = 4": (
+        "all",
+        functools.partial(_replayed, factory=zojax.dap, num_directions=4),
+    ),
     "all, signs, spread": ("all", _spread),
     "all, signs, spread, added": ("all", _spread_and_added),
 }
 BOTH = ["all, signs", "all, gaussian"]
 PLAIN = ["backprop, SGD", *BOTH, "LoRA, signs"]
 LOW_RANK = [name for name in STEPS if name.startswith("low rank")]
+REPLAYED = [name for name in STEPS if "replay" in name]
 SPREAD = ["all, signs, spread", "all, signs, spread, added"]
 
 
 def cases(number: int, full: bool) -> list[tuple[str, str, list[str]]]:
     """(model, layout, steps) for a number of chips."""
     small, large = "OPT-1.3b", "OPT-13b"
-    alone = [(small, "one chip", PLAIN + LOW_RANK)]
+    alone = [(small, "one chip", PLAIN + LOW_RANK + REPLAYED)]
     if number == 1:
         more = [(model, "one chip", PLAIN) for model in ("OPT-125m", "Llama-7b", large)]
         return alone + more * full

@@ -69,17 +69,17 @@ class Term:
 def add_term(total: jax.Array, term: Term, dtype: jnp.dtype) -> jax.Array:
     """total + sum_t scale_t u_t, for directions of this dtype, one after the other."""
 
-    def add(total, one):
+    def scaled(one):
         scale = jnp.asarray(one.scale, total.dtype)
         noise = one.draw(0, total, dtype).astype(total.dtype)
         shape = scale.shape[:-1] + (1,) * (total.ndim - one.num_axes)
-        return total + scale.reshape(shape) * noise, None
+        return scale.reshape(shape) * noise
 
     if term.scale.shape[-1] == 1:
-        return add(total, term)[0]
+        return total + scaled(term)
     # Each of the T in turn, as a term of one direction.
     turns = jax.tree.map(lambda x: jnp.moveaxis(x[..., None], -2, 0), term)
-    return loops.scan(add, total, turns)[0]
+    return loops.total(scaled, total, turns)
 
 
 class _Name(str):
