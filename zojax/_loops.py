@@ -54,21 +54,23 @@ def scan(
     return carry, _stacked(found)
 
 
-FEW_PARTS = 8
+FEW_ROWS = 8
 
 
-def total(part: Callable[[PyTree], PyTree], zeros: PyTree, xs: PyTree) -> PyTree:
-    """zeros plus the sum of part(x) over the first axis of xs, a part at a time.
+def total(
+    part: Callable[[PyTree], PyTree], zeros: PyTree, xs: PyTree, num_rows: int = 1
+) -> PyTree:
+    """zeros plus the sum of part(x), each of so many rows, over the first axis of xs.
 
-    An accelerator fuses few parts with what draws them and with what uses the sum, so
-    that no sum is held; a CPU has a loop, which holds one.
+    One part at a time. An accelerator fuses few rows with what draws them and with what
+    uses the sum, so that no sum is held; a CPU, and many rows, have a loop with one.
     """
 
     def sum_in(unroll: bool) -> Callable[..., PyTree]:
         add = lambda sums, x: (jax.tree.map(jnp.add, sums, part(x)), None)
         return lambda zeros, xs: scan(add, zeros, xs, unroll=unroll)[0]
 
-    few = len(jax.tree.leaves(xs)[0]) <= FEW_PARTS
+    few = len(jax.tree.leaves(xs)[0]) * num_rows <= FEW_ROWS
     if not (tracing() and few):
         return sum_in(False)(zeros, xs)
     part = jax.jit(part)  # traced once for both programs
