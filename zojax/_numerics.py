@@ -1,5 +1,6 @@
 """Dtypes, sums and norms: arithmetic that is right in every dtype and on any device."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +56,7 @@ def by_platform(
 
 
 FEW_SUMS = 8
+FEW_ROWS = 16
 
 
 def contract(weights: jax.Array, x: jax.Array, axes: int = 1) -> jax.Array:
@@ -73,6 +75,14 @@ def contract(weights: jax.Array, x: jax.Array, axes: int = 1) -> jax.Array:
         x = jnp.expand_dims(x, range(leading))
         return jnp.sum(scale * x, range(leading, weights.ndim))
 
+    def in_turn(weights, x):
+        # A GPU fuses few terms with what uses their sum, but no sum over an axis.
+        if axes != 1 or not 0 < len(x) <= FEW_ROWS:
+            return fused(weights, x)
+        scale = weights.reshape(weights.shape + (1,) * (x.ndim - 1))
+        terms = (jnp.take(scale, i, weights.ndim - 1) * x[i] for i in range(len(x)))
+        return functools.reduce(jnp.add, terms)
+
     def apart(weights, x):
         # A TPU fuses several sums with the drawing only if each stands alone.
         leading = weights.shape[: weights.ndim - axes]
@@ -83,7 +93,7 @@ def contract(weights: jax.Array, x: jax.Array, axes: int = 1) -> jax.Array:
         return sums.reshape(*leading, *sums.shape[1:])
 
     args = weights.astype(wide), x.astype(wide)
-    return by_platform(*args, cpu=product, accelerator=fused, tpu=apart)
+    return by_platform(*args, cpu=product, accelerator=in_turn, tpu=apart)
 
 
 def number_at(number: Number, count: jax.Array) -> jax.Array:
