@@ -21,6 +21,7 @@ TASKS = {
     "synthetic": "both papers' experiments on synthetic functions",
     "speed": "time of a step, beside rivals and by size",
     "memory": "memory of a step, planned and at its peak",
+    "external": "programs and simulators that fail, hang and are killed",
     "accelerators": "memory of a step as a TPU's compiler plans it, without a TPU",
 }
 

@@ -50,7 +50,8 @@ def materializing(opt: zojax.Estimator) -> zojax.Estimator:
 
         return opt.update(updates, state, params, value_fn=of_arrays, **extra_args)
 
-    return zojax.Estimator(opt.init, update, opt.ask, opt.num_rounds)
+    asks = opt.ask, opt.ask_with_keys
+    return zojax.Estimator(opt.init, update, *asks, opt.num_rounds)
 
 
 MU, K = 1e-2, 4

@@ -30,6 +30,10 @@ ALLOWED = {
     "_evaluation": (BASE | ASKING | {"perturbations"}, {"jax", "numpy"}),
     "queries": (ASKING, set()),
     "_check_smoothing": (BASE | {"_objective", "perturbations"}, {"jax", "numpy"}),
+    "external": (
+        {"_checks", "_estimators", "_numerics", "_objective"},
+        {"jax", "numpy", "optax"},
+    ),
     # Imported by those who have flax, not by us.
     "nnx": ({"_objective"}, {"flax", "jax"}),
     "_estimators": (

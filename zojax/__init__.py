@@ -1,6 +1,6 @@
 """zojax: zeroth-order gradient estimators as optax gradient transformations."""
 
-from zojax import perturbations, queries, weights
+from zojax import external, perturbations, queries, weights
 from zojax._check_smoothing import check_smoothing
 from zojax._estimators.aligned_projection import (
     AlignedProjectionState,
@@ -9,6 +9,7 @@ from zojax._estimators.aligned_projection import (
 from zojax._estimators.dap import DapState, dap
 from zojax._estimators.log import QueryLog
 from zojax._estimators.reinforce import ReinforceState, gaussian_log_density, reinforce
+from zojax._estimators.rounds import Queries
 from zojax._estimators.step import Estimator
 from zojax._estimators.two_point import (
     TwoPointState,
@@ -38,6 +39,7 @@ __all__ = [
     "Estimate",
     "Estimator",
     "PerturbedArray",
+    "Queries",
     "QueryLog",
     "ReinforceState",
     "Sampler",
@@ -51,6 +53,7 @@ __all__ = [
     "dap",
     "estimate",
     "evaluate",
+    "external",
     "gaussian_log_density",
     "materialize",
     "mezo",

@@ -38,12 +38,23 @@ class Estimate(NamedTuple):
     aux: PyTree  # of query (0, 0), or None
 
 
+def key_at_params(key: jax.Array) -> jax.Array:
+    """The key of the query at params."""
+    return purpose_key(key, "query at params")
+
+
+def query_keys(key: jax.Array, ks: jax.Array) -> jax.Array:
+    """The key of direction k, or the keys of several; both sides share one."""
+    of_one = lambda k: jax.random.fold_in(purpose_key(key, "query"), k)
+    return jax.vmap(of_one)(ks) if jnp.ndim(ks) else of_one(ks)
+
+
 def value_at_params(
     objective: Objective, params: PyTree, value: Any, key: jax.Array
 ) -> tuple[jax.Array, PyTree]:
     """(f(params), aux): the value that the caller passed, else a query."""
     if value is None:
-        own = purpose_key(key, "query at params") if objective.takes_key else None
+        own = key_at_params(key) if objective.takes_key else None
         return answer_of(objective.call(params, own), objective.has_aux)
     if jnp.shape(value) != ():
         raise ValueError(f"value must be a scalar, f(params), got {value!r}")
@@ -77,10 +88,7 @@ def _asked_along(
     spread, scales = over(V.axis_name), jnp.asarray(sides, value_dtype()) * smoothing
 
     def values_along(one):
-        # Both sides of a direction share a key.
-        query_key = None
-        if objective.takes_key:
-            query_key = jax.random.fold_in(purpose_key(V.key, "query"), one[-1])
+        query_key = query_keys(V.key, one[-1]) if objective.takes_key else None
         call = V.sampler.adapt(lambda point: objective.call(point, query_key))
         line = line_of(one)
         at = lambda scale: answer_of(call(line(scale)), objective.has_aux)

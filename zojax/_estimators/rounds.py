@@ -13,16 +13,18 @@ import numpy as np
 
 from zojax import weights
 from zojax._checks import check_flag, check_int, check_number, check_spreading
-from zojax._directions import Directions, combine
+from zojax._directions import Directions, combine, direction_shapes
 from zojax._evaluation import (
     BOTH_SIDES,
     ONE_SIDE,
     estimate,
     evaluate,
+    key_at_params,
     points,
+    query_keys,
     value_at_params,
 )
-from zojax._numerics import Number, PyTree, value_dtype
+from zojax._numerics import Number, PyTree, is_none, value_dtype
 from zojax._objective import Objective
 from zojax.perturbations import Sampler
 from zojax.perturbations._sampler import sampler_at
@@ -191,6 +193,34 @@ def points_of(asked: Round, params: PyTree) -> PyTree:
         return found
     with_params = lambda p, at: jnp.concatenate([jnp.asarray(p, at.dtype)[None], at])
     return jax.tree.map(with_params, params, found)
+
+
+class Queries(NamedTuple):
+    """What ``Estimator.ask_with_keys`` returns, for a function of one point at a time.
+
+    Attributes:
+      points: pytree like params of what ``ask`` returns; None at frozen leaves, of
+        which there is no copy.
+      keys: u32[n, 2], the words of each point's key: what a value_fn that names
+        ``query_key`` gets. Both sides of a direction share one.
+    """
+
+    points: PyTree
+    keys: jax.Array
+
+
+def queries_of(asked: Round, params: PyTree) -> Queries:
+    """The points of a round without what is frozen, and their keys."""
+    V, sides = asked.directions, len(asked.sides)
+    moved = direction_shapes(params, V)
+    trainable = lambda v, at: None if v is None else at
+    at = jax.tree.map(trainable, moved, points_of(asked, params), is_leaf=is_none)
+    keys = jax.random.key_data(query_keys(V.key, jnp.arange(V.num_directions)))
+    keys = jnp.repeat(keys, sides, axis=0)
+    if asked.asks_params:
+        own = jax.random.key_data(key_at_params(V.key))
+        keys = jnp.concatenate([own[None], keys])
+    return Queries(at, keys)
 
 
 # -- differences of the objective along a direction -----------------------------------

@@ -41,23 +41,31 @@ class Estimator(optax.GradientTransformationExtraArgs):
       update: see above. Of several rounds it takes ``values=(first, second)``.
       ask: (state, params, *values of earlier rounds, updates=None) -> points. In an
         optax chain the estimator's own state is the first: ``ask(state[0], params)``.
+      ask_with_keys: the same, returning :class:`Queries`: points of which nothing that
+        is frozen was copied, and a key for each.
       num_rounds: how many rounds a step has.
     """
 
     ask: Callable[..., PyTree]
+    ask_with_keys: Callable[..., rounds.Queries]
     num_rounds: int
 
     def __new__(
-        cls, init: Any, update: Any, ask: Callable[..., PyTree], num_rounds: int = 1
+        cls,
+        init: Any,
+        update: Any,
+        ask: Callable[..., PyTree],
+        ask_with_keys: Callable[..., rounds.Queries],
+        num_rounds: int = 1,
     ) -> "Estimator":
-        """A pair for optax, with two more attributes."""
+        """A pair for optax, with three more attributes."""
         self = super().__new__(cls, init, update)
-        self.ask, self.num_rounds = ask, num_rounds
+        self.ask, self.ask_with_keys, self.num_rounds = ask, ask_with_keys, num_rounds
         return self
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        """All four, for copies."""
-        return (*self, self.ask, self.num_rounds)
+        """All five, for copies."""
+        return (*self, self.ask, self.ask_with_keys, self.num_rounds)
 
 
 def _run(body, step, respond):
@@ -134,30 +142,33 @@ def estimator(
         changed["count"] = optax.safe_increment(state.count)
         return as_gradient(sums, step.params), state._replace(**changed)
 
-    # Outside of a jitted step these two are programs of their own, compiled once.
+    # Outside of a jitted step these are programs of their own, compiled once.
     @jax.jit
     def update_told(updates, state, params, values):
         step = step_of(updates, state, params)
         return finish(step, rounds.telling(values, step))
 
-    @jax.jit
-    def ask_after(updates, state, params, values):
-        step = step_of(updates, state, params)
-        asking, respond = body(step), rounds.telling(values, step)
-        asked = next(asking)
-        for _ in values:
-            asked = asking.send(respond(asked))
-        return rounds.points_of(asked, params)
+    def asking(found):
+        @jax.jit
+        def ask_after(updates, state, params, values):
+            step = step_of(updates, state, params)
+            asking, respond = body(step), rounds.telling(values, step)
+            asked = next(asking)
+            for _ in values:
+                asked = asking.send(respond(asked))
+            return found(asked, params)
 
-    def ask(state, params, *values, updates=None):
-        check_params(params)
-        if len(values) >= num_rounds:
-            raise ValueError(
-                f"values must be those of earlier rounds, of {num_rounds} in all, got"
-                f" {len(values)}: tell them to update(values=...)"
-            )
-        told = rounds.by_round(values, len(values))
-        return ask_after(updates, state, params, told)
+        def ask(state, params, *values, updates=None):
+            check_params(params)
+            if len(values) >= num_rounds:
+                raise ValueError(
+                    f"values must be those of earlier rounds, of {num_rounds} in all,"
+                    f" got {len(values)}: tell them to update(values=...)"
+                )
+            told = rounds.by_round(values, len(values))
+            return ask_after(updates, state, params, told)
+
+        return ask
 
     def update(updates, state, params=None, *, value_fn=None, **extra_args):
         check_params(params)
@@ -174,14 +185,16 @@ def estimator(
         objective = bind_value_fn(value_fn, extra_args, settings.has_aux)
         return finish(step, rounds.calling(objective, value, step))
 
-    return Estimator(init, update, ask, num_rounds)
+    asks = asking(rounds.points_of), asking(rounds.queries_of)
+    return Estimator(init, update, *asks, num_rounds)
 
 
 def followed_by(first: Estimator, *rest: optax.GradientTransformation) -> Estimator:
     """``optax.chain(first, *rest)`` that can be asked as its first part can."""
     chained = optax.chain(first, *rest)
 
-    def ask(state, params, *values, updates=None):
-        return first.ask(state[0], params, *values, updates=updates)
+    def asking(ask):
+        return lambda state, *args, **kwargs: ask(state[0], *args, **kwargs)
 
-    return Estimator(chained.init, chained.update, ask, first.num_rounds)
+    asks = asking(first.ask), asking(first.ask_with_keys)
+    return Estimator(chained.init, chained.update, *asks, first.num_rounds)
