@@ -1,5 +1,6 @@
 """The run that is killed: ``python -m benchmarks.external.killed DIRECTORY``."""
 
+import logging
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ def function(x: np.ndarray, query_id: int, query_key: np.ndarray) -> float:
 
 def main(directory: str) -> None:
     """Goes on with the run, and prints all bits of its end."""
+    logging.getLogger("zojax.external").setLevel(logging.ERROR)
     with ThreadPoolExecutor(4) as pool:
         end = zojax.external.optimize(
             function,
