@@ -21,12 +21,13 @@ TASKS = {
     "synthetic": "both papers' experiments on synthetic functions",
     "speed": "time of a step, beside rivals and by size",
     "memory": "memory of a step, planned and at its peak",
+    "policy": "policies tuned by their returns, beside evolution strategies",
     "external": "programs and simulators that fail, hang and are killed",
     "accelerators": "memory of a step as a TPU's compiler plans it, without a TPU",
 }
 
 
-RIVALS = ("torch", "evosax")  # packages that only comparisons need
+RIVALS = ("torch", "evosax", "gymnax")  # packages that only comparisons need
 
 
 class Parser(argparse.ArgumentParser):

@@ -30,6 +30,8 @@ ALLOWED = {
     "_evaluation": (BASE | ASKING | {"perturbations"}, {"jax", "numpy"}),
     "queries": (ASKING, set()),
     "_check_smoothing": (BASE | {"_objective", "perturbations"}, {"jax", "numpy"}),
+    "_spall": (BASE | {"_objective"}, {"jax", "optax"}),
+    "shaping": ({"_checks", "_estimators"}, {"jax"}),
     "external": (
         {"_checks", "_estimators", "_numerics", "_objective"},
         {"jax", "numpy", "optax"},

@@ -24,8 +24,8 @@ def outputs(notebook):
     return [output for cell in code_cells(notebook) for output in cell.outputs]
 
 
-def test_there_are_eight():
-    assert [path.name[:2] for path in FILES] == [f"0{n}" for n in range(1, 9)]
+def test_there_are_nine():
+    assert [path.name[:2] for path in FILES] == [f"0{n}" for n in range(1, 10)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

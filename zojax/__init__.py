@@ -1,6 +1,6 @@
 """zojax: zeroth-order gradient estimators as optax gradient transformations."""
 
-from zojax import external, perturbations, queries, weights
+from zojax import external, perturbations, queries, shaping, weights
 from zojax._check_smoothing import check_smoothing
 from zojax._estimators.aligned_projection import (
     AlignedProjectionState,
@@ -20,6 +20,7 @@ from zojax._estimators.two_point import (
 )
 from zojax._estimators.zoar import ZoarState, zoar
 from zojax._radazo import ScaleByRadazoState, radazo, scale_by_radazo
+from zojax._spall import BlockStepsState, SpallGains, block_steps, spall_gains
 from zojax.perturbations import PerturbedArray, Sampler, materialize
 from zojax.queries import (
     Directions,
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlignedProjectionState",
+    "BlockStepsState",
     "DapState",
     "Directions",
     "Estimate",
@@ -44,10 +46,12 @@ __all__ = [
     "ReinforceState",
     "Sampler",
     "ScaleByRadazoState",
+    "SpallGains",
     "TwoPointState",
     "ZoarState",
     "aligned_projection",
     "as_gradient",
+    "block_steps",
     "check_smoothing",
     "combine",
     "dap",
@@ -62,6 +66,8 @@ __all__ = [
     "radazo",
     "reinforce",
     "scale_by_radazo",
+    "shaping",
+    "spall_gains",
     "spsa",
     "two_point",
     "value_and_grad",

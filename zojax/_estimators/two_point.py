@@ -64,9 +64,9 @@ def two_point(
       difference: "forward", "central", "mean" or "leave_one_out".
       clip: bound > 0 of each directional derivative, or a schedule; None for none.
         At K = 1 and |v|^2 = d this is optax.clip_by_global_norm(clip sqrt(d)).
-      shaping: f[K, P] -> f[K, P], applied to the values before a baseline: ranks, or
-        ``lambda y: y / jnp.nanstd(y)``. Values that are not finite come as NaN and stay
-        so. Not with forward differences. The log keeps the values as they came.
+      shaping: f[K, P] -> f[K, P], applied to the values before a baseline, as those of
+        zojax.shaping. Values that are not finite come as NaN and stay so. Not with
+        forward differences. The log keeps the values as they came.
       chunk_size: how many directions live at once; None keeps all K in memory, 1 needs
         the memory of one perturbed copy.
       axis_name: mesh axis that they are spread over, see :class:`zojax.Directions`.

@@ -24,7 +24,7 @@ class Query(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """What became of one evaluation."""
+    """What became of one evaluation; error and timed_out say why value is NaN."""
 
     value: float  # NaN of one that failed
     seconds: float

@@ -48,23 +48,28 @@ def _through_map(call: Callable[[Query], Attempt], mapped: Callable[..., Any]) -
     return run
 
 
-def _result(future: concurrent.futures.Future, since: float) -> Attempt:
+def _broken(error: Exception) -> RuntimeError:
+    return RuntimeError(
+        "the pool broke: a worker died, which ends a ProcessPoolExecutor. What was"
+        " measured is kept in the directory, if there is one; a pool of pebble"
+        f" (pebble.ProcessPool) replaces its workers ({error})"
+    )
+
+
+def _result(
+    future: concurrent.futures.Future, seconds: float, limit: float | None
+) -> Attempt:
     """What a future holds. A pool that broke ends the run; a worker that died does not.
 
     A pool that replaces its workers (pebble's) tells of a limit that was passed, and of
     a worker that died, as errors of the one future.
     """
-    seconds = time.monotonic() - since
     try:
         return future.result()
     except concurrent.futures.BrokenExecutor as error:
-        raise RuntimeError(
-            "the pool broke: a worker died, which ends a ProcessPoolExecutor. What was"
-            " measured is kept in the directory, if there is one; a pool of pebble"
-            " (pebble.ProcessPool) replaces its workers"
-        ) from error
-    except (TimeoutError, concurrent.futures.TimeoutError):
-        return late(seconds)
+        raise _broken(error) from error
+    except TimeoutError:
+        return late(seconds if limit is None else limit)  # it may have been queued
     except concurrent.futures.CancelledError:
         raise
     except Exception as error:  # the worker died, or could not send or be sent
@@ -75,11 +80,15 @@ def _in_pool(
     submit: Callable[[Query], concurrent.futures.Future],
     limit: float | None,
     workers: int | None,
+    *,
+    ends_late: bool = False,
 ) -> Run:
     """At most so many at a time, since a limit counts from when one starts.
 
-    A worker that is late is not waited for, nor given more until it is done.
+    A worker that is late is not waited for, nor given more until it is done; unless the
+    pool ends it (``ends_late``).
     """
+    watches = limit is not None and not ends_late
     hanging: set[concurrent.futures.Future] = set()
 
     def free(running):
@@ -89,7 +98,11 @@ def _in_pool(
     def refill(waiting, running):
         while waiting and free(running):
             query = waiting.popleft()
-            running[submit(query)] = query, time.monotonic()
+            try:
+                future = submit(query)
+            except concurrent.futures.BrokenExecutor as error:
+                raise _broken(error) from error
+            running[future] = query, time.monotonic()
         if waiting and not running:
             raise RuntimeError(
                 f"all {workers} workers hang in evaluations that passed their limit of"
@@ -104,19 +117,19 @@ def _in_pool(
             while waiting or running:
                 refill(waiting, running)
                 left = None
-                if limit is not None:
+                if watches:
                     oldest = min(start for _, start in running.values())
                     left = max(0.0, oldest + limit - time.monotonic())
                 done, _ = concurrent.futures.wait(running, left, return_when=first)
                 for future in done:
                     query, start = running.pop(future)
-                    yield query, _result(future, start)
+                    yield query, _result(future, time.monotonic() - start, limit)
                 for future, (query, start) in list(running.items()):
-                    if limit is not None and time.monotonic() - start >= limit:
+                    if watches and time.monotonic() - start >= limit:
                         del running[future]
                         if not future.cancel():
                             hanging.add(future)
-                        yield query, late(time.monotonic() - start)
+                        yield query, late(limit)
         finally:
             for future in running:
                 future.cancel()
@@ -134,7 +147,7 @@ def _runner(
         limit = timeout + GRACE
     if hasattr(executor, "schedule"):  # a pool that ends workers itself, as pebble's
         scheduled = lambda query: executor.schedule(call, args=[query], timeout=limit)
-        return _in_pool(scheduled, None, None)
+        return _in_pool(scheduled, limit, None, ends_late=True)
     if hasattr(executor, "submit"):
         if timeout is not None and workers is None:
             workers = getattr(executor, "_max_workers", None)
@@ -170,9 +183,27 @@ def measuring(
     retries: int = 0,
     workers: int | None = None,
 ) -> Callable[[Iterable[Query]], Iterator[tuple[Query, Attempt, int]]]:
-    """Makes a function of queries that yields (query, its last attempt, how many).
+    """Makes a function that has queries evaluated, for loops of one's own.
 
-    They come as they are done, in any order.
+    Args:
+      function, executor, timeout, retries, workers: as in :func:`optimize`.
+
+    Returns:
+      A function of :class:`Query` tuples of different ids that yields (query, its last
+      :class:`Attempt`, how many there were), as they are done, in any order.
+
+    Raises:
+      ValueError: for an argument out of its range.
+
+    Example:
+      >>> import numpy as np, zojax
+      >>> measure = zojax.external.measuring(lambda x: 1 / float(x))
+      >>> key = np.zeros(2, np.uint32)
+      >>> queries = [zojax.external.Query(i, np.float64(i), key) for i in (1, 2)]
+      >>> [(query.id, found.value) for query, found, _ in measure(queries)]
+      [(1, 1.0), (2, 0.5)]
+
+    Source: none.
     """
     if timeout is not None:
         check_number("timeout", timeout, 0.0, schedule=False)

@@ -75,8 +75,10 @@ def _check_any(folder: Folder, ids: range) -> None:
     if all(record["value"] is None for record in records):
         first = records[0]
         text = first.get("traceback") or first["error"]
+        kept = f" ({folder.path} has them: remove it to try again)"
         raise RuntimeError(
-            f"each of the first {len(ids)} evaluations failed; of the first:\n{text}"
+            f"each of the first {len(ids)} evaluations failed"
+            f"{kept if folder.path else ''}; of the first:\n{text}"
         )
 
 
