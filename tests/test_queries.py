@@ -352,11 +352,14 @@ def test_two_sides_are_no_loop_on_an_accelerator(sampler):
 
 
 def test_the_platform_is_chosen_when_a_program_is_lowered(monkeypatch):
-    """A product on a CPU and a sum elsewhere."""
-    product = _numerics.contract, jnp.ones(3), jnp.ones((3, 5))
-    for name, text in lowered(*product).items():
-        assert ("dot_general" in text) == (name == "cpu")
-        assert ("stablehlo.reduce" in text) == (name != "cpu")
+    """A product on a CPU and a sum elsewhere, of few rows on a GPU one by one."""
+    for number in (3, _numerics.FEW_ROWS + 1):
+        product = _numerics.contract, jnp.ones(number), jnp.ones((number, 5))
+        few = number <= _numerics.FEW_ROWS
+        for name, text in lowered(*product).items():
+            assert ("dot_general" in text) == (name == "cpu")
+            sums = name == "tpu" or (name == "cuda" and not few)
+            assert ("stablehlo.reduce" in text) == sums
     # Draws of a batch take turns on a CPU: a loop that slices the keys.
     monkeypatch.setattr(_noise, "LARGE_DRAW", 4)
     draw = jax.vmap(lambda key: _noise.standard_normal(key, (8,)))

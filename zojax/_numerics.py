@@ -79,8 +79,11 @@ def contract(weights: jax.Array, x: jax.Array, axes: int = 1) -> jax.Array:
         # A GPU fuses few terms with what uses their sum, but no sum over an axis.
         if axes != 1 or not 0 < len(x) <= FEW_ROWS:
             return fused(weights, x)
-        scale = weights.reshape(weights.shape + (1,) * (x.ndim - 1))
-        terms = (jnp.take(scale, i, weights.ndim - 1) * x[i] for i in range(len(x)))
+        leading = weights.shape[:-1]
+        scales = weights.reshape(*leading, len(x), *[1] * (x.ndim - 1))
+        scale = lambda i: jax.lax.index_in_dim(scales, i, len(leading), keepdims=False)
+        row = lambda i: jnp.expand_dims(x[i], range(len(leading)))
+        terms = (scale(i) * row(i) for i in range(len(x)))
         return functools.reduce(jnp.add, terms)
 
     def apart(weights, x):
