@@ -335,7 +335,7 @@ def lowered(function, *args):
     }
 
 
-@pytest.mark.parametrize("sampler", [low_rank(1), lazy(rademacher())])
+@pytest.mark.parametrize("sampler", [low_rank(1), lazy(rademacher()), rademacher()])
 def test_two_sides_are_no_loop_on_an_accelerator(sampler):
     """One trace of f, twice in the program, as MeZO by hand has it."""
     opt, x, traced = zojax.mezo(1e-3, key=0, sampler=sampler), jnp.ones(40), []
