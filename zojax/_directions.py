@@ -159,7 +159,7 @@ def _own_sum(weights: jax.Array, params: PyTree, V: Directions) -> PyTree:
 
     like = direction_shapes(params, V, weights.shape[:-1])
     zeros = zeros_beside(like, params, mine, ks, jax.random.key_data(V.key))
-    return loops.total(of_chunk, zeros, jnp.arange(num_chunks), size)
+    return loops.sum_parts(of_chunk, zeros, jnp.arange(num_chunks), size)
 
 
 def checked_weights(weights: jax.Array, V: Directions, ndim: int | None) -> jax.Array:
@@ -222,7 +222,7 @@ def combine_steps(
         like = direction_shapes(params, V)
         ks = spread.own_ks(V.num_directions)
         zeros = zeros_beside(like, params, weights, words, steps, ks)
-        sums = loops.total(of_step, zeros, (weights, steps), len(ks))
+        sums = loops.sum_parts(of_step, zeros, (weights, steps), len(ks))
         return spread.total(sums)
 
     words = jax.random.key_data(V.key)

@@ -57,7 +57,7 @@ def scan(
 FEW_ROWS = 8
 
 
-def total(
+def sum_parts(
     part: Callable[[PyTree], PyTree], zeros: PyTree, xs: PyTree, num_rows: int = 1
 ) -> PyTree:
     """zeros plus the sum of part(x), each of so many rows, over the first axis of xs.

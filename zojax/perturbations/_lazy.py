@@ -79,7 +79,7 @@ def add_term(total: jax.Array, term: Term, dtype: jnp.dtype) -> jax.Array:
         return total + scaled(term)
     # Each of the T in turn, as a term of one direction.
     turns = jax.tree.map(lambda x: jnp.moveaxis(x[..., None], -2, 0), term)
-    return loops.total(scaled, total, turns)
+    return loops.sum_parts(scaled, total, turns)
 
 
 class _Name(str):
