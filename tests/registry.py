@@ -248,6 +248,9 @@ ESTIMATORS: dict[str, Case] = {
     ),
 }
 
+# What needs a value_fn in every step, and so cannot be told values: test_spall.py.
+CALLING: dict[str, Callable] = {"block_steps": zojax.block_steps}
+
 # Samplers by factory; test_perturbations.py holds their statistics.
 SAMPLERS: dict[str, Callable] = {
     "aligned": aligned,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from registry import ESTIMATORS, SAMPLERS
+from registry import CALLING, ESTIMATORS, SAMPLERS
 
 import zojax
 import zojax.nnx
@@ -84,9 +84,15 @@ def test_registry_is_complete():
         for f in public
         if inspect.isfunction(f)
         and inspect.signature(f).return_annotation
-        in (zojax.Estimator, optax.GradientTransformation, zojax.Sampler)
+        in (
+            zojax.Estimator,
+            zojax.Sampler,
+            optax.GradientTransformation,
+            optax.GradientTransformationExtraArgs,
+        )
     }
     known = {case.factory for case in ESTIMATORS.values()} | set(SAMPLERS.values())
+    known |= set(CALLING.values())
     assert len(factories) >= 16
     assert factories == known
 

@@ -353,9 +353,9 @@ def test_two_sides_are_no_loop_on_an_accelerator(sampler):
 
 def test_the_platform_is_chosen_when_a_program_is_lowered(monkeypatch):
     """A product on a CPU and a sum elsewhere, of few rows on a GPU one by one."""
-    for number in (3, _numerics.FEW_ROWS + 1):
+    for number in (3, _numerics.FEW_TERMS + 1):
         product = _numerics.contract, jnp.ones(number), jnp.ones((number, 5))
-        few = number <= _numerics.FEW_ROWS
+        few = number <= _numerics.FEW_TERMS
         for name, text in lowered(*product).items():
             assert ("dot_general" in text) == (name == "cpu")
             sums = name == "tpu" or (name == "cuda" and not few)

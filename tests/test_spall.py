@@ -128,3 +128,38 @@ def test_what_it_needs():
         opt.update(x, opt.init(x), x)
     with pytest.raises(ValueError, match="tolerance must be a number >= 0"):
         zojax.block_steps(-1.0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_what_every_transformation_must_survive(dtype):
+    """Pytrees, dtypes, strict promotion, vmap and scan; the state keeps its shapes."""
+
+    def f(params):
+        wide = params["w"].astype(jnp.float32)
+        return jnp.sum((wide - 1) ** 2) + params["b"].astype(jnp.float32) ** 2
+
+    with (
+        jax.enable_x64(dtype == "float64"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        params = {"w": jnp.zeros((2, 3), dtype), "b": jnp.ones((), dtype)}
+        opt = zojax.block_steps(0.0)
+        start = opt.init(params)
+        uphill = jax.tree.map(jnp.ones_like, params)
+
+        def step(state, sign):
+            moved = jax.tree.map(lambda u: sign.astype(u.dtype) * u, uphill)
+            updates, state = opt.update(moved, state, params, value_fn=f)
+            return state, updates
+
+        # f(params) is 7: the first step leads to 4, the second to 24 + 0.
+        signs = jnp.array([1.0, -1.0], jnp.float32)
+        state, found = jax.jit(lambda s: jax.lax.scan(step, s, signs))(start)
+        shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+        assert shapes(state) == shapes(start)
+        assert shapes(found) == jax.tree.map(lambda p: ((2, *p.shape), p.dtype), params)
+        np.testing.assert_array_equal(found["b"], [1, 0])
+        assert int(state.num_blocked) == 1
+        both = jax.vmap(step, (None, 0))(state, signs)[1]
+        np.testing.assert_array_equal(both["b"], [1, 0])

@@ -54,6 +54,7 @@ def scan(
     return carry, _stacked(found)
 
 
+# Up to so many are drawn without a loop; programs grow with each.
 FEW_ROWS = 8
 
 

@@ -55,8 +55,9 @@ def by_platform(
     return jax.lax.platform_dependent(*args, cpu=cpu, default=accelerator, **others)
 
 
+# Up to so many are written out one by one; programs grow with each.
 FEW_SUMS = 8
-FEW_ROWS = 16
+FEW_TERMS = 16
 
 
 def contract(weights: jax.Array, x: jax.Array, axes: int = 1) -> jax.Array:
@@ -77,7 +78,7 @@ def contract(weights: jax.Array, x: jax.Array, axes: int = 1) -> jax.Array:
 
     def in_turn(weights, x):
         # A GPU fuses few terms with what uses their sum, but no sum over an axis.
-        if axes != 1 or not 0 < len(x) <= FEW_ROWS:
+        if axes != 1 or not 0 < len(x) <= FEW_TERMS:
             return fused(weights, x)
         leading = weights.shape[:-1]
         scales = weights.reshape(*leading, len(x), *[1] * (x.ndim - 1))

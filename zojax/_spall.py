@@ -10,7 +10,7 @@ import optax
 from zojax._checks import check_number
 from zojax._keys import key_data, step_key
 from zojax._numerics import value_dtype
-from zojax._objective import answer_of, bind_value_fn, check_params
+from zojax._objective import RESERVED, answer_of, bind_value_fn, check_params
 
 Schedule = Callable[[Any], jax.Array]
 
@@ -128,9 +128,8 @@ def block_steps(
         check_params(params)
         if value_fn is None:
             raise ValueError("block_steps needs value_fn=, an objective to call")
-        for name in ("value", "values"):
-            extra_args.pop(name, None)
-        objective = bind_value_fn(value_fn, extra_args, has_aux)
+        data = {name: x for name, x in extra_args.items() if name not in RESERVED}
+        objective = bind_value_fn(value_fn, data, has_aux)
         own = step_key(state.key, state.count) if objective.takes_key else None
         new = optax.apply_updates(params, updates)
         value, _ = answer_of(objective.call(new, own), has_aux)

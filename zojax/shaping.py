@@ -5,17 +5,14 @@ is NaN and stays so; the others are shaped as if it had not been asked. The esti
 then that of the shaped objective, so that a step size need not know the scale of f.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from zojax._checks import check_int
 from zojax._estimators.log import moments
+from zojax._estimators.rounds import Shaping
 
 __all__ = ["centred_ranks", "per_group", "z_score"]
-
-Shaping = Callable[[jax.Array], jax.Array]
 
 
 def z_score(values: jax.Array) -> jax.Array:
@@ -58,7 +55,7 @@ def centred_ranks(values: jax.Array) -> jax.Array:
     """
     flat = values.reshape(-1)
     known = jnp.isfinite(flat)
-    # One by one against all: below counts half of the equal ones, itself included.
+    # Each against all, itself included: equal ones share the mean of their places.
     pairs = known[:, None] & known
     below = jnp.sum(pairs & (flat[:, None] > flat), axis=1)
     same = jnp.sum(pairs & (flat[:, None] == flat), axis=1)

@@ -119,12 +119,14 @@ def _progress(state: _State, folder: Folder) -> Progress:
 
 def _stepping(
     estimator: Estimator,
-    optimizer: optax.GradientTransformation,
+    opt: optax.GradientTransformationExtraArgs,
     measure: Callable,
     sign: float,
 ) -> Callable[[Folder, _State], _State]:
-    """Makes the function of one step: ask, evaluate and tell, round by round."""
-    opt = optax.chain(estimator, optimizer)
+    """Makes the function of one step: ask, evaluate and tell, round by round.
+
+    The estimator is the first in the chain ``opt``.
+    """
 
     @jax.jit
     def update(params, state, values):
@@ -137,14 +139,14 @@ def _stepping(
         return estimator.ask_with_keys(state[0], params, *told)
 
     def step(folder, state):
-        number, told, queries = int(state.step), [], []
+        number, told = int(state.step), []
         first, now = int(state.counts[0]), (state.params, state.state)
         for turn in range(estimator.num_rounds):
             asked = folder.asked(number, turn, jax.eval_shape(ask, *now, told))
             if asked is None:
                 asked = jax.device_get(ask(*now, told))
                 folder.ask(asked, number, turn)
-            queries = _queries(asked, state.params, int(first))
+            queries = _queries(asked, state.params, first)
             first += len(queries)
             told.append(_measured(folder, measure, queries, number))
             state = _with_best(state, told[-1], queries, sign)
@@ -154,8 +156,12 @@ def _stepping(
         counts = _counted(state.counts, [folder.records[i] for i in ids])
         folder.forget(before=ids.start)
         moved = jax.device_get(update(*now, told))
-        return _State(
-            state.step + 1, *moved, *state[3:5], counts, np.asarray(ids.start)
+        return state._replace(
+            step=state.step + 1,
+            params=moved[0],
+            state=moved[1],
+            counts=counts,
+            first=np.asarray(ids.start),
         )
 
     return step
@@ -236,13 +242,14 @@ def optimize(
     check_params(params)
     measure = measuring(function, executor, timeout, retries, workers)
     sign = -1.0 if maximize else 1.0
-    step = _stepping(estimator, optimizer, measure, sign)
+    opt = optax.chain(estimator, optimizer)
+    step = _stepping(estimator, opt, measure, sign)
     # What a step returns, and so what is kept, is in the dtypes of JAX.
     params = jax.tree.map(lambda x: np.asarray(jnp.asarray(x)), params)
     state = _State(
         step=np.zeros((), np.int64),
         params=params,
-        state=jax.device_get(optax.chain(estimator, optimizer).init(params)),
+        state=jax.device_get(opt.init(params)),
         best_value=np.asarray(sign * math.inf),
         best_params=params,
         counts=np.zeros(3, np.int64),
