@@ -17,6 +17,9 @@ STUDIES = {
     "curves": "benchmarks.language.curves",
     "compare": "benchmarks.language.compare",
     "cost": "benchmarks.language.cost",
+    "reward": "benchmarks.language.reward",
+    "generation": "benchmarks.language.generation",
+    "objectives": "benchmarks.language.objectives",
 }
 
 
@@ -90,7 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sentences", nargs="*", help="by default the lines of standard input"
     )
     study = actions.add_parser(
-        "study", help="what README shows: curves, methods compared, cost of a step"
+        "study",
+        help="what README shows: curves, methods compared, cost of a step, rewards",
     )
     studies.add_arguments(study, STUDIES)
     for name, action in actions.choices.items():

@@ -205,9 +205,12 @@ def _answers(
 
 
 def loss(
-    config: Config, words: np.ndarray
+    config: Config, words: np.ndarray, objective: str = "cross-entropy"
 ) -> Callable[[dict[str, Any], Batch], jax.Array]:
-    """Returns (params, batch) -> mean cross-entropy between the label words."""
+    """Returns (params, batch) -> mean cross-entropy between the label words.
+
+    Or, with the objective "accuracy", the share of sentences that are labelled wrongly.
+    """
 
     def value_fn(params, batch):
         logits = _answers(
@@ -219,6 +222,8 @@ def loss(
             jnp.asarray(words),
             batch.text,
         )
+        if objective == "accuracy":
+            return jnp.mean(logits.argmax(axis=1) != batch.labels, dtype=jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         return losses.mean()
 

@@ -36,6 +36,7 @@ ESTIMATORS = {
     "dap": lambda k: k + 1,
     "first-order": lambda k: 1,
 }
+OBJECTIVES = ("cross-entropy", "accuracy")
 OPTIMIZERS = ("sgd", "momentum", "adam", "radazo")
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -70,6 +71,12 @@ class Recipe:
         " the text before is run once, a pass runs what follows",
     )
     tokens: int = _option(10, "virtual tokens of a prompt or a prefix")
+    objective: str = _option(
+        "cross-entropy",
+        "what is lowered: the cross-entropy, or the share of wrong labels itself, which"
+        " has no gradient: a larger smoothing and batch then",
+        OBJECTIVES,
+    )
     estimator: str = _option("two-sided", "of the gradient", tuple(ESTIMATORS))
     sampler: str = _option("rademacher", "of directions", tuple(SAMPLERS))
     directions: int = _option(1, "K, a step")
@@ -142,6 +149,8 @@ class Recipe:
                 f"smoothing must be >= 1e-3 for {self.tuning} in bfloat16, which rounds"
                 f" smaller perturbations away, got {self.smoothing}"
             )
+        if self.objective == "accuracy" and self.estimator == "first-order":
+            raise UsageError("objective accuracy has no gradient: not first-order")
         least = {"mean": 2, "leave-one-out": 2, "dap": 2}.get(self.estimator, 1)
         if self.estimator == "dap" and self.sampler == "simplex":
             least = 4  # each of its stages needs two

@@ -71,7 +71,7 @@ def make_step(
     opt = optimizer(
         recipe, problem.params, problem.trainable, key, stacked=problem.stacked
     )
-    value_fn = loss(problem.config, problem.words)
+    value_fn = loss(problem.config, problem.words, recipe.objective)
 
     def first_order(params, batch):
         part = lambda tuned: value_fn({**params, name: tuned}, batch)
