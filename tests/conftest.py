@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items):
 
 
 # Of all property tests together; --hypothesis-profile=thorough for the larger number.
-for profile, number in (("ci", 2000), ("thorough", 10_000)):
+for profile, number in (("ci", 1000), ("thorough", 10_000)):
     settings.register_profile(
         profile,
         max_examples=number,

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
@@ -56,13 +57,79 @@ def incoming(name, params):
     return jax.tree.map(jnp.ones_like, params) if reads else None
 
 
+def scaled(updates):
+    return jax.tree.map(lambda u: -1e-3 * u, updates)
+
+
 def step_with(name, opt, value_fn=loss):
     def step(params, state):
         updates, state = opt.update(
             incoming(name, params), state, params, value_fn=value_fn
         )
-        updates = jax.tree.map(lambda u: -1e-3 * u, updates)
-        return optax.apply_updates(params, updates), state
+        return optax.apply_updates(params, scaled(updates)), state
+
+    return step
+
+
+# Programs that several tests run, compiled once for each case. ------------------------
+
+
+class TreeStep(NamedTuple):
+    """A jitted step on tree(); traces has an entry for each call of f while tracing."""
+
+    run: Callable
+    traces: list
+
+
+@functools.cache
+def tree_step(name):
+    """(params, state) -> (params, state, updates before they are scaled)."""
+    opt, traces = build(name), []
+
+    def counted(params):
+        traces.append(1)
+        return loss(params)
+
+    def step(params, state):
+        seen = incoming(name, params)
+        updates, state = opt.update(seen, state, params, value_fn=counted)
+        return optax.apply_updates(params, scaled(updates)), state, updates
+
+    return TreeStep(quick_jit(step), traces)
+
+
+@functools.cache
+def steps_of(name):
+    """(x, number, scale) -> x[8] after so many steps of the case's own start."""
+    opt = build(name)
+
+    def run(x, number, scale):
+        def step(_, carry):
+            x, state = carry
+            updates, state = opt.update(incoming(name, x), state, x, value_fn=loss)
+            return x + scale * updates, state
+
+        return jax.lax.fori_loop(0, number, step, (x, opt.init(x)))[0]
+
+    return quick_jit(run)
+
+
+@functools.cache
+def switched_step(name):
+    """A step of f whose values are bad: switch 0 none, 1 about half, 2 all of them."""
+    opt = build(name)
+
+    def sometimes(params, switch, bad):
+        total = sum(jnp.sum(x) for x in jax.tree.leaves(params))
+        wrong = (switch == 2) | ((switch == 1) & (total > 3.5))  # as much as tree()'s
+        return jnp.where(wrong, bad, loss(params))
+
+    @quick_jit
+    def step(x, state, switch, bad):
+        updates, state = opt.update(
+            incoming(name, x), state, x, value_fn=sometimes, switch=switch, bad=bad
+        )
+        return optax.apply_updates(x, scaled(updates)), state, updates
 
     return step
 
@@ -119,7 +186,7 @@ def test_structure_shapes_dtypes_and_jit(name):
     params, opt = tree(), build(name)
     state = opt.init(params)
     update = lambda s: opt.update(incoming(name, params), s, params, value_fn=loss)
-    jitted, jitted_state = quick_jit(update)(state)
+    _, jitted_state, jitted = tree_step(name).run(params, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(jitted, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(jitted_state, state)
     assert float(optax.tree.norm(jitted)) > 0
@@ -155,21 +222,15 @@ def test_dtypes(name, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_scan_one_compile_and_resume(name):
     """A loop traces once, equals a scan, and resumes bit-equal from saved arrays."""
-    traces = []
-
-    def counted(params):
-        traces.append(1)
-        return loss(params)
-
     params, opt = tree(), build(name)
-    step = quick_jit(step_with(name, opt, counted))
+    step, traces = tree_step(name)
     carry = params, opt.init(params)
     saved = None
     for n in range(100):
         if n == 60:
             # Plain arrays: np.asarray must take every leaf of the state (no typed key).
             saved = jax.tree.map(np.asarray, carry)
-        carry = step(*carry)
+        *carry, _ = step(*carry)
         if n == 0:
             traced = len(traces)
     assert len(traces) == traced
@@ -177,7 +238,7 @@ def test_scan_one_compile_and_resume(name):
 
     resumed = jax.tree.map(jnp.asarray, saved)
     for _ in range(40):
-        resumed = step(*resumed)
+        *resumed, _ = step(*resumed)
     chex.assert_trees_all_equal(resumed, carry)
 
     body = step_with(name, opt)
@@ -195,13 +256,11 @@ def test_vmap_over_params(name):
     starts = jnp.stack([jnp.arange(8.0), 1 - jnp.arange(8.0)])
 
     def run(x):
-        step = step_with(name, opt)
-        return jax.lax.scan(lambda c, _: (step(*c), None), (x, opt.init(x)), length=4)[
-            0
-        ][0]
+        step = lambda carry, _: (step_with(name, opt)(*carry), None)
+        return jax.lax.scan(step, (x, opt.init(x)), length=4)[0][0]
 
     together = quick_jit(jax.vmap(run))(starts)
-    alone = quick_jit(run)
+    alone = lambda x: steps_of(name)(x, 4, -1e-3)
     chex.assert_trees_all_close(together[0], alone(starts[0]), rtol=1e-3, atol=1e-3)
     chex.assert_trees_all_close(together[1], alone(starts[1]), rtol=1e-3, atol=1e-3)
     assert not np.allclose(together[0] - starts[0], together[1] - starts[1])
@@ -210,25 +269,12 @@ def test_vmap_over_params(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_non_finite_objective(name):
     """Neither some nor all bad values put a NaN anywhere; the state counts them."""
-    params, opt = jnp.arange(8.0), build(name)
-
-    def sometimes(x, switch, bad):
-        # switch 0: fine; 1: about half of the perturbed points; 2: everywhere
-        wrong = (switch == 2) | ((switch == 1) & (jnp.sum(x * jnp.arange(8)) > 140))
-        return jnp.where(wrong, bad, loss(x))
-
-    @quick_jit
-    def step(x, state, switch, bad):
-        updates, state = opt.update(
-            incoming(name, x), state, x, value_fn=sometimes, switch=switch, bad=bad
-        )
-        return optax.apply_updates(x, jax.tree.map(lambda u: -1e-3 * u, updates)), state
-
+    params, opt, step = tree(), build(name), switched_step(name)
     start = opt.init(params)
     for bad in (np.nan, np.inf, -np.inf):
         carry = params, start
         for switch in (0, 1, 2, 2, 1, 0):
-            carry = step(*carry, switch, bad)
+            *carry, _ = step(*carry, switch, bad)
             # The log alone keeps the values as they came.
             values = optax.tree.get(carry[1], "query_values")
             assert all_finite(optax.tree.set(carry, query_values=None))
@@ -245,14 +291,9 @@ def test_non_finite_objective(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_constant_objective(name):
     """A constant loss, however large, gives exactly zero."""
-    params, opt = tree(), build(name)
-    update = quick_jit(
-        lambda s, constant: opt.update(
-            incoming(name, params), s, params, value_fn=lambda p: constant
-        )
-    )
+    params, state = tree(), build(name).init(tree())
     for constant in (0.0, 1e6):
-        updates, _ = update(opt.init(params), constant)
+        _, _, updates = switched_step(name)(params, state, 2, constant)
         chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
 
 
@@ -346,22 +387,14 @@ def test_new_closure_and_batch_do_not_retrace(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_descends(name):
     """The update is a gradient: stepping against it lowers a quadratic (trap 17)."""
-    x, opt = jnp.arange(8.0) / 4, build(name)
+    x = jnp.arange(8.0) / 4
     if name in ("mezo", "spsa", "radazo"):  # already descent updates
         scale = 1.0
     elif name == "scale_by_radazo":
         scale = -1e-3
     else:
         scale = -2e-3
-
-    def step(carry, _):
-        x, state = carry
-        updates, state = opt.update(incoming(name, x), state, x, value_fn=loss)
-        return (x + scale * updates, state), None
-
-    (after, _), _ = quick_jit(
-        lambda x: jax.lax.scan(step, (x, opt.init(x)), length=600)
-    )(x)
+    after = steps_of(name)(x, 600, scale)
     assert float(loss(after)) < 0.7 * float(loss(x))
 
 

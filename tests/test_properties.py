@@ -1,7 +1,7 @@
 """Random trees, samplers, estimators and settings: what holds for all of them.
 
 ``pytest tests/test_properties*.py --hypothesis-profile=thorough`` tries 10,000 examples
-instead of 2,000. Shapes and dtypes come from a small pool, since each new one makes JAX
+instead of 1,000. Shapes and dtypes come from a small pool, since each new one makes JAX
 compile its operations.
 """
 
@@ -31,7 +31,7 @@ from zojax.perturbations import (
 
 
 def part(share):
-    """So much of the examples of all properties, 2,000 or with the profile 10,000."""
+    """So much of the examples of all properties, 1,000 or with the profile 10,000."""
     return settings(max_examples=round(share * settings.default.max_examples))
 
 
@@ -195,7 +195,7 @@ def shapes(tree):
 # -- what holds ------------------------------------------------------------------------
 
 
-@part(0.5)
+@part(0.45)
 @given(examples(), chunks)
 def test_structure_shapes_and_dtypes(setting, chunk_size):
     """An update looks like params, and a state like itself."""

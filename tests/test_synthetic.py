@@ -323,6 +323,7 @@ def small(monkeypatch):
     monkeypatch.setattr(shifting, "QUICK", (10, 20))
     monkeypatch.setattr(noise, "QUICK", (10, 20))
     monkeypatch.setattr(projection, "QUICK", (100,))
+    monkeypatch.setattr(projection, "ENTRIES", 10_000)
     monkeypatch.setattr(projection, "REPEATS", 1)
     two = lambda chunk_size, all=projection.estimators: {
         name: all(chunk_size)[name] for name in (projection.BASE, "two-stage DAP")

@@ -26,6 +26,7 @@ from zojax import perturbations
 SMOOTHING, NUM_DIRECTIONS = 1e-3, 10
 QUICK, FULL = (10_000, 100_000), (10_000, 100_000, 1_000_000, 10_000_000)
 REPEATS = 7
+ENTRIES = 1_000_000  # of all steps of a timed run together
 BASE = "sphere"
 
 
@@ -79,7 +80,7 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
     def cell(dimension, chunk_size):
         def run(tick):
             x = jax.random.normal(jax.random.key(seed), (dimension,))
-            steps = max(1, 1_000_000 // dimension)
+            steps = max(1, ENTRIES // dimension)
             opts = estimators(chunk_size)
             programs = {}
             for name, opt in opts.items():
