@@ -195,7 +195,7 @@ def shapes(tree):
 # -- what holds ------------------------------------------------------------------------
 
 
-@part(0.45)
+@part(0.4)
 @given(examples(), chunks)
 def test_structure_shapes_and_dtypes(setting, chunk_size):
     """An update looks like params, and a state like itself."""
@@ -209,7 +209,7 @@ def test_structure_shapes_and_dtypes(setting, chunk_size):
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
 
-@part(0.36)
+@part(0.32)
 @given(examples())
 def test_points_look_like_params(setting):
     """They have one more axis, the first."""

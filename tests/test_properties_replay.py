@@ -21,7 +21,7 @@ def size_of(updates):
     return 1.0 + max((np.abs(u).max(initial=0) for u in leaves), default=0.0)
 
 
-@part(0.06)
+@part(0.08)
 @given(examples())
 def test_asked_and_told(setting):
     """Values measured at the points of ask give the step of value_fn."""
@@ -44,7 +44,7 @@ def test_asked_and_told(setting):
     assert isinstance(opt, zojax.Estimator)
 
 
-@part(0.06)
+@part(0.1)
 @given(examples(), chunks)
 def test_chunks_and_restarts(setting, chunk_size):
     """Chunks change nothing; a saved state takes the same step to the bit."""
@@ -65,7 +65,7 @@ def test_chunks_and_restarts(setting, chunk_size):
         np.testing.assert_array_equal(a, b)
 
 
-@part(0.07)
+@part(0.1)
 @given(examples(), chunks)
 def test_finite_and_frozen(setting, chunk_size):
     """Two steps: finite, zero at frozen leaves, every query counted."""
