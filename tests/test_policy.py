@@ -69,21 +69,29 @@ def test_best_half_has_the_utilities_of_snes():
 
 
 @installed
-def test_a_method_among_others_is_the_method_alone():
+def test_a_method_among_others_leaves_their_states():
     import jax
+    import jax.numpy as jnp
 
-    from benchmarks.policy import methods, tasks
+    from benchmarks.policy import methods
 
-    task = tasks.TASKS[0]._replace(length=8, episodes=1, judging=1)
-    names = ("zojax pairs, ranks", "evosax SNES")
-    key = jax.random.key(3)
-    both = jax.jit(methods.make_run(task, names), static_argnums=4)
-    for number, name in enumerate(names):
-        alone = jax.jit(methods.make_run(task, (name,)), static_argnums=4)
-        found, wanted = both(number, 0.1, 0.3, key, 2), alone(0, 0.1, 0.3, key, 2)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted
+    def search(unit):
+        return methods.Search(
+            {unit: jnp.float32(len(unit))},
+            lambda state, key: (state[unit] + key, {unit: state[unit] + 1}),
+            lambda state, key, members, costs: {unit: state[unit] + members * costs},
+            lambda state: -state[unit],
         )
+
+    @jax.jit
+    def step(number):
+        one = methods._one_of(number, [search("a"), search("bb")])
+        members, state = one.ask(one.state, 10.0)
+        return members, one.mean_of(state), one.tell(state, 0.0, members, 2.0)
+
+    # State 2, members 2 + 10, state 3, its mean -3, then 3 + 12 * 2.
+    found = jax.tree.map(float, step(1))
+    assert found == (12.0, -3.0, ({"a": 1.0}, {"bb": 27.0}))
 
 
 @installed
@@ -118,14 +126,12 @@ def test_a_policy_that_does_nothing():
 def test_the_hopper_is_four_capsules():
     import jax
 
-    from benchmarks.policy import tasks, worlds
+    from benchmarks.policy import worlds
 
     world = worlds.of_brax("hopper")
     key = jax.eval_shape(lambda: jax.random.key(0))
     observation, state = jax.eval_shape(world.reset, key)
-    action = jax.ShapeDtypeStruct((tasks.TASKS[3].num_outputs,), observation.dtype)
-    after = jax.eval_shape(world.step, key, state, action)
-    assert after[0].shape == observation.shape == (11,)
+    assert observation.shape == (11,)
     assert jax.eval_shape(world.sketch, state).shape == (4, 2, 2)
 
 
