@@ -16,12 +16,12 @@ from benchmarks.study import COLOURS
 
 __all__ = ["before_and_after", "snapshots"]
 
-SNAPSHOTS = 9
+SNAPSHOTS = 8
 EPISODE = 7  # key of the one that is shown
 TUNED, UNTUNED, GROUND = COLOURS[0], COLOURS[1], COLOURS[7]
 # How far apart snapshots are put, and the height of a line to reach; where there is no
 # distance they lie on the road.
-APART = {"CartPole-v1": 1.7, "Acrobot-v1": 2.9, "hopper": 0.75}
+APART = {"CartPole-v1": 1.2, "Acrobot-v1": 2.7, "hopper": 0.75}
 TO_REACH = {"Acrobot-v1": 1.0}
 GOAL = 0.45  # of the mountain car
 
@@ -68,7 +68,7 @@ def _strip(axis: Axes, task: Task, gained: float, film: np.ndarray, title: str) 
         _side_by_side(axis, task, states, colour)
     else:
         _on_the_road(axis, states, colour)
-    axis.set_title(f"{title}: {steps[-1]} steps, return {gained:.0f}", fontsize=10)
+    axis.set_title(f"{title}: {steps[-1]} steps, return {round(gained)}", fontsize=10)
     axis.set(xticks=[], yticks=[])
     for side in axis.spines.values():
         side.set_visible(False)

@@ -228,16 +228,15 @@ def typical(frame: pd.DataFrame, task: str) -> pd.Series:
 def figure(frame: pd.DataFrame) -> Figure:
     """Curves; below them an episode of our best policy, before and after."""
     parts = list(chosen(frame).groupby("task", sort=False))
-    out = Figure(figsize=(3.7 * len(parts), 6.4), layout="constrained")
-    axes = out.subplots(3, len(parts), squeeze=False, height_ratios=(3, 1, 1))
+    out = Figure(figsize=(3.7 * len(parts), 7), layout="constrained")
+    axes = out.subplots(3, len(parts), squeeze=False, height_ratios=(2.4, 1, 1))
     by_name = {task.name: task for task in TASKS}
     for column, (name, part) in zip(axes.T, parts, strict=True):
         _curves(column[0], part)
         before_and_after(column[1:], by_name[str(name)], typical(frame, str(name)))
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    out.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False
-    )
+    options = {"ncols": min(3, len(parts)), "frameon": False}
+    out.legend(handles, labels, loc="outside lower center", **options)
     return out
 
 
