@@ -1,14 +1,15 @@
-"""Environments of gymnax, a policy of flax, and the mean return of some episodes."""
+"""A policy of flax in an environment, and the mean return of some episodes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import gymnax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from benchmarks.policy.worlds import World, of_brax, of_gymnax
 
 PyTree = Any
 WIDTH = 16
@@ -19,18 +20,23 @@ def _largest(outputs: jax.Array) -> jax.Array:
 
 
 class Task(NamedTuple):
-    """An environment, and how a policy acts in it."""
+    """An environment, how a policy acts in it, and how much of it a run sees."""
 
     name: str
+    make_world: Callable[[str], World]
     length: int  # steps of an episode at most
     num_outputs: int
     act: Callable[[jax.Array], jax.Array]  # outputs of the policy -> action
+    episodes: int = 2  # of each member of a generation
+    judging: int = 8  # episodes that the curve is made of, of the mean
+    generations: int = 40
 
 
 TASKS = (
-    Task("CartPole-v1", 500, 2, _largest),
-    Task("Acrobot-v1", 500, 3, _largest),
-    Task("MountainCarContinuous-v0", 999, 1, jnp.tanh),
+    Task("CartPole-v1", of_gymnax, 500, 2, _largest),
+    Task("Acrobot-v1", of_gymnax, 500, 3, _largest),
+    Task("MountainCarContinuous-v0", of_gymnax, 999, 1, jnp.tanh, generations=30),
+    Task("hopper", of_brax, 100, 3, jnp.tanh, episodes=1, judging=4, generations=16),
 )
 
 
@@ -48,42 +54,49 @@ class Policy(nn.Module):
         return nn.Dense(self.num_outputs)(x)
 
 
-def make(
-    task: Task,
-) -> tuple[
-    Callable[[jax.Array], PyTree], Callable[[PyTree, jax.Array, int], jax.Array]
-]:
-    """(key -> params, (params, key, number of episodes) -> their mean return).
+class Player(NamedTuple):
+    """What the runs of a task need of it."""
 
-    All that is random in an episode comes from its key: who gets the same key is judged
-    by the same episodes.
-    """
-    env, settings = gymnax.make(task.name)
+    init: Callable[[jax.Array], PyTree]  # key -> params
+    episode: Callable[[PyTree, jax.Array], jax.Array]  # (params, key) -> its return
+    film: Callable[[PyTree, jax.Array], tuple[jax.Array, jax.Array]]
+    """(params, key) -> the return of an episode, and f[length + 1, lines, 2, 2]: what
+    each of its states looks like, NaN when it is over."""
+
+
+def make(task: Task) -> Player:
+    """All that is random in an episode comes from its key."""
+    world = task.make_world(task.name)
     policy = Policy(task.num_outputs)
 
     def init(key):
-        observation, _ = env.reset(key, settings)
-        return policy.init(key, observation)
+        return policy.init(key, world.reset(key)[0])
 
-    def episode(params, key):
-        observation, state = env.reset(key, settings)
+    def play(params, key, shown):
+        """An episode: (return, what is shown of each state while it lasts)."""
+        observation, state = world.reset(key)
 
         def step(carry, key):
             observation, state, alive = carry
             action = task.act(policy.apply(params, observation))
-            observation, state, reward, done, _ = env.step_env(
-                key, state, action, settings
-            )
-            reward = alive * jnp.asarray(reward, jnp.float32)
+            observation, state, reward, done = world.step(key, state, action)
+            # A world that is left alone after its end may leave the numbers.
+            reward = jnp.where(alive > 0, jnp.asarray(reward, jnp.float32), 0)
+            seen = shown(state, alive)
             alive = alive * (1 - jnp.asarray(done, jnp.float32))
-            return (observation, state, alive), reward
+            return (observation, state, alive), (reward, seen)
 
         start = (observation, state, jnp.ones(()))
         keys = jax.random.split(jax.random.fold_in(key, 1), task.length)
-        return jnp.sum(jax.lax.scan(step, start, keys)[1])
+        rewards, seen = jax.lax.scan(step, start, keys)[1]
+        return jnp.sum(rewards), shown(state, 1.0), seen
 
-    def mean_return(params, key, number):
-        keys = jax.random.split(key, number)
-        return jnp.mean(jax.vmap(episode, (None, 0))(params, keys))
+    def episode(params, key):
+        return play(params, key, lambda state, alive: ())[0]
 
-    return init, mean_return
+    def film(params, key):
+        shown = lambda state, alive: jnp.where(alive > 0, world.sketch(state), jnp.nan)
+        gained, first, rest = play(params, key, shown)
+        return gained, jnp.concatenate([first[None], rest])
+
+    return Player(init, episode, film)
