@@ -22,6 +22,7 @@ from zojax.perturbations import (
     rademacher,
     restrict,
     simplex,
+    sparse,
     sphere,
 )
 
@@ -276,5 +277,6 @@ SAMPLERS: dict[str, Callable] = {
     "rademacher": rademacher,
     "restrict": restrict,
     "simplex": simplex,
+    "sparse": sparse,
     "sphere": sphere,
 }
