@@ -15,7 +15,13 @@ import zojax
 from zojax.perturbations import gaussian, rademacher
 from zojax.shaping import centred_ranks
 
-STEP_SIZES = (0.03, 0.1, 0.3, 1.0)  # SNES and CMA-ES: deviations of ten times these
+STEP_SIZES = (
+    0.03,
+    0.1,
+    0.3,
+    1.0,
+    3.0,
+)  # SNES and CMA-ES: deviations of ten times these
 MAX_C = 1.0  # a tenth of the domain
 Ask = Callable[..., jax.Array]
 """value_fn of (x, which, query_key)."""
@@ -130,28 +136,45 @@ def _ranks(build: Callable, calls: Callable[[int], int] = population_of) -> Make
     return make
 
 
-def _signs(step_size, num_steps, number, key):
-    """SPSA that looks at the sign of its difference alone, which two ranks are."""
+def _spall_decay(num_steps):
+    """a_k / a_0 and c_k / c_0 of Spall's gains."""
     gains = zojax.spall_gains(1.0, 1.0, stability=num_steps / 10)
-    relative = lambda count: gains.learning_rate(count) / gains.learning_rate(0)
-    width = lambda count: step_size * gains.smoothing(count)
-    first = zojax.two_point(
-        width,
-        1,
-        key=key,
-        sampler=rademacher(),
-        difference="central",
-        shaping=centred_ranks,
-    )
-    rate = lambda count: 2 * width(count) * step_size * relative(count)
-    return optax.chain(first, optax.sgd(rate))
+    first = gains.learning_rate(0)
+    return lambda count: gains.learning_rate(count) / first, gains.smoothing
+
+
+def _geometric_decay(num_steps):
+    """Both to a thousandth."""
+    decay = optax.exponential_decay(1.0, num_steps, 1e-3)
+    return decay, decay
+
+
+def _signs(decays: Callable) -> Callable:
+    """SPSA that looks at the sign of its difference alone, which two ranks are."""
+
+    def build(step_size, num_steps, number, key):
+        steps, widths = decays(num_steps)
+        width = lambda count: 2 * step_size * widths(count)
+        first = zojax.two_point(
+            width,
+            1,
+            key=key,
+            sampler=rademacher(),
+            difference="central",
+            shaping=centred_ranks,
+        )
+        # Ranks differ by 1, so that the estimate is a sign over twice the width.
+        rate = lambda count: 2 * width(count) * step_size * steps(count)
+        return optax.chain(first, optax.sgd(rate))
+
+    return build
 
 
 def _adam(estimator: Callable, **options: Any) -> Callable:
-    """Pairs and Adam; step and smoothing decay together, to a thousandth."""
+    """Pairs and Adam; step and smoothing decay together."""
 
     def build(step_size, num_steps, population, key):
-        decay = optax.exponential_decay(1.0, num_steps, 1e-3)
+        decay, _ = _geometric_decay(num_steps)
         first = estimator(
             lambda count: 2 * step_size * decay(count),
             population // 2,
@@ -200,7 +223,8 @@ METHODS: dict[str, Make] = {
     "zojax SPSA, averaged": _spsa(2, _plain, averaged=True),
     "zojax SPSA, blocked": _spsa(3, _blocked),
     "zojax 2-SPSA": _spsa(4, _second_order),
-    "zojax SPSA, signs": _ranks(_signs, lambda dimension: 2),
+    "zojax signs": _ranks(_signs(_spall_decay), lambda dimension: 2),
+    "zojax signs, geometric": _ranks(_signs(_geometric_decay), lambda dimension: 2),
     "zojax pairs, ranks, Adam": _ranks(_adam(zojax.two_point, difference="central")),
     "zojax ZoAR, ranks, Adam": _ranks(
         _adam(zojax.zoar, symmetric=True, history_size=2)
