@@ -134,15 +134,9 @@ def tables(frame: pd.DataFrame) -> list[Table]:
     end = ends(frame)
     first = frame.iloc[0]
     parts = {f"d = {d}": part for d, part in end.groupby("d")}
-    kinds = {
-        "moderate": end[end["moderate"].astype(bool)],
-        **{
-            noise: part
-            for noise, part in end[~end["moderate"].astype(bool)].groupby(
-                "noise", sort=False
-            )
-        },
-    }
+    moderate = end["moderate"].astype(bool)
+    kinds = {"moderate": end[moderate]}
+    kinds |= dict(list(end[~moderate].groupby("noise", sort=False)))
     out = []
     for title, some in (("by dimension", parts), ("by noise, severe", kinds)):
         found = {name: summary(part) for name, part in some.items()}
@@ -193,6 +187,8 @@ def findings(frame: pd.DataFrame) -> list[str]:
         )
     whole = summary(end)["log"]
     plain = f"{OURS}SPSA"
+    if plain not in whole:
+        return out
     changes = ", ".join(
         f"{name.removeprefix(OURS)} {log - whole[plain]:+.2f}"
         for name, log in whole.items()
