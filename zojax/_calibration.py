@@ -25,11 +25,14 @@ def _known(x: Any) -> bool:
 def _caller(
     value_fn: Callable[..., Any], params: PyTree
 ) -> Callable[[PyTree, jax.Array], jax.Array]:
-    """(point, key) -> value; a point has arrays of numpy where params have them."""
+    """(point, key) -> value; a point has arrays of numpy where params have them.
+
+    They are copies, since plain Python may write to what it gets.
+    """
     objective = as_objective(value_fn, False)
 
     def as_given(p, x):
-        return np.asarray(x) if isinstance(p, np.ndarray) and _known(x) else x
+        return np.array(x) if isinstance(p, np.ndarray) and _known(x) else x
 
     def call(point, key):
         like_params = jax.tree.map(as_given, params, point)
