@@ -15,13 +15,8 @@ import zojax
 from zojax.perturbations import gaussian, rademacher
 from zojax.shaping import centred_ranks
 
-STEP_SIZES = (
-    0.03,
-    0.1,
-    0.3,
-    1.0,
-    3.0,
-)  # SNES and CMA-ES: deviations of ten times these
+# evosax's: the deviations that they begin with are ten times these.
+STEP_SIZES = (0.03, 0.1, 0.3, 1.0, 3.0)
 MAX_C = 1.0  # a tenth of the domain
 Ask = Callable[..., jax.Array]
 """value_fn of (x, which, query_key)."""
