@@ -22,12 +22,19 @@ TASKS = {
     "speed": "time of a step, beside rivals and by size",
     "memory": "memory of a step, planned and at its peak",
     "policy": "policies tuned by their returns, beside evolution strategies",
+    "spsa": "SPSA and its options on noisy functions, beside others",
     "external": "programs and simulators that fail, hang and are killed",
     "accelerators": "memory of a step as a TPU's compiler plans it, without a TPU",
 }
 
 
-RIVALS = ("torch", "evosax", "gymnax")  # packages that only comparisons need
+RIVALS = (
+    "torch",
+    "evosax",
+    "gymnax",
+    "noisyopt",
+    "cocoex",
+)  # packages that only comparisons need
 
 
 class Parser(argparse.ArgumentParser):

@@ -22,6 +22,7 @@ from zojax.perturbations import (
     rademacher,
     restrict,
     simplex,
+    sparse,
     sphere,
 )
 
@@ -246,10 +247,23 @@ ESTIMATORS: dict[str, Case] = {
         ),
         K,
     ),
+    "second_order_spsa": Case(
+        zojax.second_order_spsa,
+        lambda wrap: zojax.second_order_spsa(
+            MU, 10.0, key=1, sampler=wrap(rademacher())
+        ),
+        4,
+    ),
 }
 
 # What needs a value_fn in every step, and so cannot be told values: test_spall.py.
 CALLING: dict[str, Callable] = {"block_steps": zojax.block_steps}
+
+# What asks nothing and goes anywhere in a chain: test_iterates.py.
+PLAIN: dict[str, Callable] = {
+    "average_iterates": zojax.average_iterates,
+    "decay_towards_start": zojax.decay_towards_start,
+}
 
 # Samplers by factory; test_perturbations.py holds their statistics.
 SAMPLERS: dict[str, Callable] = {
@@ -263,5 +277,6 @@ SAMPLERS: dict[str, Callable] = {
     "rademacher": rademacher,
     "restrict": restrict,
     "simplex": simplex,
+    "sparse": sparse,
     "sphere": sphere,
 }

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from registry import CALLING, ESTIMATORS, SAMPLERS
+from registry import CALLING, ESTIMATORS, PLAIN, SAMPLERS
 
 import zojax
 import zojax.nnx
@@ -159,7 +159,7 @@ def test_registry_is_complete():
         )
     }
     known = {case.factory for case in ESTIMATORS.values()} | set(SAMPLERS.values())
-    known |= set(CALLING.values())
+    known |= set(CALLING.values()) | set(PLAIN.values())
     assert len(factories) >= 16
     assert factories == known
 

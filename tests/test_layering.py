@@ -31,6 +31,11 @@ ALLOWED = {
     "queries": (ASKING, set()),
     "_check_smoothing": (BASE | {"_objective", "perturbations"}, {"jax", "numpy"}),
     "_spall": (BASE | {"_objective"}, {"jax", "optax"}),
+    "_calibration": (
+        BASE | {"_objective", "_spall", "perturbations"},
+        {"jax", "numpy"},
+    ),
+    "_iterates": (BASE | {"_objective"}, {"jax", "optax"}),
     "shaping": ({"_checks", "_estimators"}, {"jax"}),
     "external": (
         {"_checks", "_estimators", "_numerics", "_objective"},

@@ -16,6 +16,7 @@ from zojax.perturbations import (
     rademacher,
     restrict,
     simplex,
+    sparse,
     sphere,
 )
 
@@ -30,6 +31,8 @@ SAMPLERS = {
     "lazy": lazy(rademacher()),
     "lazy, stacked": lazy(gaussian(), {"w": True, "b": False}),
     "low rank": low_rank(2),
+    "sparse": sparse(0.5),
+    "lazy, sparse": lazy(sparse(0.5, gaussian())),
     "one's own": from_rows(
         lambda key, k, num, params: jax.tree.map(
             lambda p: jax.random.normal(jax.random.fold_in(key, k), p.shape), params
@@ -67,6 +70,29 @@ def test_line_and_combine_are_those_of_the_rows(name):
             continue
         expected = np.tensordot(weights, np.stack([rows[3][leaf], rows[1][leaf]]), 1)
         np.testing.assert_allclose(sums[leaf], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_a_sparse_direction_leaves_the_other_entries_as_they_are(dtype):
+    """Bit for bit, and on both sides; with p = 1 it leaves none."""
+    with jax.enable_x64(dtype == "float64"):
+        params = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
+        line = sparse(0.3).line(KEY, 0, 1, params)
+        start = np.concatenate([p.ravel() for p in jax.tree.leaves(params)])
+        points = [line(jnp.float32(s)) for s in (0.5, -0.5)]
+        ends = [np.concatenate([x.ravel() for x in jax.tree.leaves(p)]) for p in points]
+        moved = [end != start for end in ends]
+        np.testing.assert_array_equal(*moved)
+        assert 0 < moved[0].sum() < 17
+        assert all((v != 0).all() for v in sparse(1)(KEY, 0, 1, params).values())
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.5, np.nan, True, "all"])
+def test_a_share_out_of_range(share):
+    with pytest.raises(ValueError, match="share must be a number > 0 and <= 1"):
+        sparse(share)
+    with pytest.raises(ValueError, match=r"base must be gaussian\(\) or rade"):
+        sparse(0.5, sphere())
 
 
 @pytest.mark.parametrize("sampler", [lazy(rademacher()), low_rank(1)])

@@ -34,6 +34,20 @@ def train(steps: int) -> float:
     return float(log.query_mean)
 
 
+def calibrated(steps: int) -> float:
+    simulate = lambda x: float(np.sum((x - 1) ** 2))
+    x = np.zeros(3)
+    gains: zojax.SpallGains = zojax.calibrate_spall_gains(
+        simulate, x, 0.1, steps, key=0, c=0.1
+    )
+    opt: zojax.Estimator = zojax.spsa(*gains, key=0)
+    deviation: jax.Array = zojax.noise_deviation(simulate, x, key=0)
+    chained = optax.chain(opt, zojax.average_iterates(steps // 2))
+    hessian: jax.Array = zojax.second_order_spsa(0.1, 0.1, key=0).init(x).hessian
+    del chained, hessian
+    return float(deviation)
+
+
 def parts(key: jax.Array) -> jax.Array:
     sampler: zojax.Sampler = from_rows(row)
     V = zojax.Directions(sampler, key, num_directions=4, chunk_size=2)

@@ -1,6 +1,7 @@
 """zojax: zeroth-order gradient estimators as optax gradient transformations."""
 
 from zojax import external, perturbations, queries, shaping, weights
+from zojax._calibration import calibrate_spall_gains, noise_deviation
 from zojax._check_smoothing import check_smoothing
 from zojax._estimators.aligned_projection import (
     AlignedProjectionState,
@@ -10,6 +11,10 @@ from zojax._estimators.dap import DapState, dap
 from zojax._estimators.log import QueryLog
 from zojax._estimators.reinforce import ReinforceState, gaussian_log_density, reinforce
 from zojax._estimators.rounds import Queries
+from zojax._estimators.second_order_spsa import (
+    SecondOrderSpsaState,
+    second_order_spsa,
+)
 from zojax._estimators.step import Estimator
 from zojax._estimators.two_point import (
     TwoPointState,
@@ -19,6 +24,12 @@ from zojax._estimators.two_point import (
     value_and_grad,
 )
 from zojax._estimators.zoar import ZoarState, zoar
+from zojax._iterates import (
+    AverageIteratesState,
+    DecayTowardsStartState,
+    average_iterates,
+    decay_towards_start,
+)
 from zojax._radazo import ScaleByRadazoState, radazo, scale_by_radazo
 from zojax._spall import BlockStepsState, SpallGains, block_steps, spall_gains
 from zojax.perturbations import PerturbedArray, Sampler, materialize
@@ -35,8 +46,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlignedProjectionState",
+    "AverageIteratesState",
     "BlockStepsState",
     "DapState",
+    "DecayTowardsStartState",
     "Directions",
     "Estimate",
     "Estimator",
@@ -46,26 +59,32 @@ __all__ = [
     "ReinforceState",
     "Sampler",
     "ScaleByRadazoState",
+    "SecondOrderSpsaState",
     "SpallGains",
     "TwoPointState",
     "ZoarState",
     "aligned_projection",
     "as_gradient",
+    "average_iterates",
     "block_steps",
+    "calibrate_spall_gains",
     "check_smoothing",
     "combine",
     "dap",
+    "decay_towards_start",
     "estimate",
     "evaluate",
     "external",
     "gaussian_log_density",
     "materialize",
     "mezo",
+    "noise_deviation",
     "perturbations",
     "queries",
     "radazo",
     "reinforce",
     "scale_by_radazo",
+    "second_order_spsa",
     "shaping",
     "spall_gains",
     "spsa",

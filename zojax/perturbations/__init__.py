@@ -18,6 +18,7 @@ from zojax.perturbations._lazy import PerturbedArray, lazy, materialize
 from zojax.perturbations._low_rank.array import LowRankArray
 from zojax.perturbations._low_rank.sampler import low_rank
 from zojax.perturbations._sampler import Sampler, from_rows
+from zojax.perturbations._sparse import sparse
 
 __all__ = [
     "LowRankArray",
@@ -34,5 +35,6 @@ __all__ = [
     "rademacher",
     "restrict",
     "simplex",
+    "sparse",
     "sphere",
 ]
