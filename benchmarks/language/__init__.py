@@ -20,6 +20,7 @@ STUDIES = {
     "reward": "benchmarks.language.reward",
     "generation": "benchmarks.language.generation",
     "objectives": "benchmarks.language.objectives",
+    "probe": "benchmarks.language.probe",
 }
 
 

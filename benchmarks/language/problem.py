@@ -36,6 +36,7 @@ __all__ = [
     "Score",
     "Source",
     "assemble",
+    "by_length",
     "evaluate",
     "floors",
     "load_model",
@@ -233,7 +234,7 @@ def loss(
 _compiled_answers = jax.jit(_answers, static_argnums=0)
 
 
-def _groups(last: np.ndarray) -> list[tuple[np.ndarray, int]]:
+def by_length(last: np.ndarray) -> list[tuple[np.ndarray, int]]:
     """Rows of like lengths, with the width that each group needs."""
     order = np.argsort(last, kind="stable")
     groups = []
@@ -249,7 +250,7 @@ def logits(
     """Logits f32[N, 2] of the label words, sentences of like lengths together."""
     out = np.zeros((len(batch.labels), len(words)), np.float32)
     last = batch.last if batch.text is None else batch.text.length - 1
-    for rows, width in _groups(last):
+    for rows, width in by_length(last):
         some = jax.tree.map(jnp.asarray, batch.cut(rows, width))
         out[rows] = _compiled_answers(
             config,
@@ -308,7 +309,7 @@ def _below(
     batches = []
     for some in examples:
         states = np.zeros((*some.tokens.shape, first.shape[1]), first.dtype)
-        for rows, length in _groups(some.last):
+        for rows, length in by_length(some.last):
             out = run(layers, rest, jnp.asarray(some.tokens[rows, :length]))
             states[rows, :length] = np.asarray(out)
             done += len(rows)
@@ -358,7 +359,7 @@ def run_texts(
     inputs = np.take_along_axis(examples.tokens, ends, axis=1)
     states = np.zeros((number, template, width), first.dtype)
     done = 0
-    for rows, groups_width in _groups(examples.last):
+    for rows, groups_width in by_length(examples.last):
         tokens = jnp.asarray(examples.tokens[rows, :groups_width])
         states[rows], own = run(model, tokens, jnp.asarray(ends[rows]))
         kept = min(longest, groups_width)
