@@ -28,13 +28,8 @@ TASKS = {
 }
 
 
-RIVALS = (
-    "torch",
-    "evosax",
-    "gymnax",
-    "noisyopt",
-    "cocoex",
-)  # packages that only comparisons need
+# Packages that only comparisons need.
+RIVALS = ("torch", "evosax", "gymnax", "brax", "noisyopt", "cocoex")
 
 
 class Parser(argparse.ArgumentParser):
