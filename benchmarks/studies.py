@@ -48,10 +48,8 @@ def add_arguments(
         "--studies",
         type=names_of("study", studies),
         default=",".join(name for name in studies if name not in also),
-        help="; ".join(
-            ["which to run, separated by commas"]
-            + [f"there is also {name}, which {what}" for name, what in also.items()]
-        ),
+        help="which to run, separated by commas"
+        + "".join(f"; also {name}, which {what}" for name, what in also.items()),
     )
     add(
         "--full",

@@ -23,6 +23,14 @@ STUDIES = {
     "probe": "benchmarks.language.probe",
 }
 
+# Those that run only when asked for: what they do.
+ON_DEMAND = {
+    "reward": "tunes the model by a rule that scores its texts",
+    "generation": "times texts written by members of rank 1",
+    "objectives": "lowers the share of wrong labels itself",
+    "probe": "fits a logistic regression to frozen states, the floor",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the actions and their options."""
@@ -97,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "study",
         help="what README shows: curves, methods compared, cost of a step, rewards",
     )
-    studies.add_arguments(study, STUDIES)
+    studies.add_arguments(study, STUDIES, ON_DEMAND)
     for name, action in actions.choices.items():
         action.set_defaults(action=name)
     parser.set_defaults(**vars(train.parse_args([])))
