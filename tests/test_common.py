@@ -167,7 +167,7 @@ def test_registry_is_complete():
 def test_every_public_name_is_documented():
     """Args, Returns, an example and a source, for functions that users call."""
     modules = [zojax, zojax.perturbations, zojax.queries, zojax.weights, zojax.nnx]
-    modules += [zojax.external, zojax.shaping]
+    modules += [zojax.cores, zojax.external, zojax.shaping]
     for module in modules:
         for name in module.__all__:
             item = getattr(module, name)

@@ -41,6 +41,7 @@ ALLOWED = {
         {"_checks", "_estimators", "_numerics", "_objective"},
         {"jax", "numpy", "optax"},
     ),
+    "cores": ({"_checks", "_numerics", "_objective", "perturbations"}, {"jax"}),
     # Imported by those who have flax, not by us.
     "nnx": ({"_objective"}, {"flax", "jax"}),
     "_estimators": (

@@ -1,6 +1,6 @@
 """zojax: zeroth-order gradient estimators as optax gradient transformations."""
 
-from zojax import external, perturbations, queries, shaping, weights
+from zojax import cores, external, perturbations, queries, shaping, weights
 from zojax._calibration import calibrate_spall_gains, noise_deviation
 from zojax._check_smoothing import check_smoothing
 from zojax._estimators.aligned_projection import (
@@ -70,6 +70,7 @@ __all__ = [
     "calibrate_spall_gains",
     "check_smoothing",
     "combine",
+    "cores",
     "dap",
     "decay_towards_start",
     "estimate",

@@ -11,6 +11,7 @@ their equations name. It is tested with the versions in VERSIONS.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import string
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from zojax import _loops as loops
-from zojax._numerics import PyTree, wide_dtype
+from zojax._numerics import wide_dtype
 from zojax.perturbations._low_rank.array import (
     HIGHEST,
     LowRankArray,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 # name, which outlives the renaming and moving of primitives between versions of JAX.
 
 Rule = Callable[..., Any]
+Run = Callable[..., list]  # (jaxpr, consts, args) -> outputs
 
 
 def _replaced(x: LowRankArray, function: Callable, *args: Any) -> LowRankArray:
@@ -56,7 +58,7 @@ def _by_axis(x: LowRankArray, along: tuple, rank: Any) -> tuple[tuple, tuple, tu
     return tuple(along), (*leading, m, rank), (*leading, n, rank)
 
 
-def _dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
+def dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
     """x W + scale (x A) B^T, axes in the order of dot_general."""
     if is_factored(lhs) and is_factored(rhs):
         if lhs.value.size < rhs.value.size:
@@ -101,16 +103,19 @@ def _dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
     # An algorithm names the dtypes of the operands, which factors do not have.
     precision = precision[0] if type(precision) is tuple else None
 
-    def einsum(x, y, names):
-        equation = "{},{}->{}".format(*("".join(n) for n in (x[1], y[1], names)))
-        return jnp.einsum(equation, x[0], y[0], precision=precision)
-
-    noise = einsum((einsum((x, of_x), near, between), between), far, out)
     out_aval: Any = eqn.outvars[0].aval
     dtype = out_aval.dtype
+    wide = wide_dtype(dtype)
+
+    def einsum(x, y, names):
+        equation = "{},{}->{}".format(*("".join(n) for n in (x[1], y[1], names)))
+        parts = [part[0].astype(wide) for part in (x, y)]
+        return jnp.einsum(equation, *parts, precision=precision)
+
+    noise = einsum((einsum((x, of_x), near, between), between), far, out)
     value = jax.lax.dot_general(
         *((matrix.value, x) if left else (x, matrix.value)),
-        **{**eqn.params, "preferred_element_type": wide_dtype(dtype)},
+        **{**eqn.params, "preferred_element_type": wide},
     )
     return add_scaled(value, matrix.scale, noise).astype(dtype)
 
@@ -226,16 +231,19 @@ def _gather(eqn: JaxprEqn, x: Any, indices: Any) -> Any:
     return add_scaled(gather(x.value, sizes), x.scale, jnp.moveaxis(noise, -1, place))
 
 
-def _call(eqn: JaxprEqn, *inputs: Any) -> list:
+# Rules of what holds a program are given what runs one, too.
+
+
+def _call(run: Run, eqn: JaxprEqn, *inputs: Any) -> list:
     """Runs the program inside; derivative rules and remat are not needed any more."""
     names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
     (inner,) = (eqn.params[name] for name in names if name in eqn.params)
     if hasattr(inner, "consts"):  # a ClosedJaxpr; that of remat is open
-        return _run(inner.jaxpr, inner.consts, inputs)
-    return _run(inner, (), inputs)
+        return run(inner.jaxpr, inner.consts, inputs)
+    return run(inner, (), inputs)
 
 
-def _scan_inputs(params: dict[str, Any], inputs: Sequence[Any]) -> list[list]:
+def scan_inputs(params: dict[str, Any], inputs: Sequence[Any]) -> list[list]:
     """Constants, carry and slices of a scan."""
     if "ft_in" in params:  # from JAX 0.11 on
         return [list(part) for part in params["ft_in"].update(inputs).unpack()]
@@ -244,10 +252,10 @@ def _scan_inputs(params: dict[str, Any], inputs: Sequence[Any]) -> list[list]:
     return [list(part) for part in (inputs[:first], inputs[first:last], inputs[last:])]
 
 
-def _scan(eqn: JaxprEqn, *inputs: Any) -> list:
+def _scan(run: Run, eqn: JaxprEqn, *inputs: Any) -> list:
     """The same loop over the parts: constants and slices stay factored."""
     params = eqn.params
-    consts, init, xs = _scan_inputs(params, inputs)
+    consts, init, xs = scan_inputs(params, inputs)
     init = [formed(x) for x in init]
     # A slice of a matrix has no factors of its own.
     xs = [formed(x) if is_factored(x) and x.value.ndim < 3 else x for x in xs]
@@ -260,7 +268,7 @@ def _scan(eqn: JaxprEqn, *inputs: Any) -> list:
             part if scale is None else LowRankArray(*part, scale)
             for part, scale in zip(parts, scales, strict=True)
         ]
-        outputs = _run(body.jaxpr, body.consts, (*consts, *carry, *slices))
+        outputs = run(body.jaxpr, body.consts, (*consts, *carry, *slices))
         outputs = [formed(x) for x in outputs]
         return outputs[: len(init)], outputs[len(init) :]
 
@@ -270,7 +278,7 @@ def _scan(eqn: JaxprEqn, *inputs: Any) -> list:
 
 
 _RULES: dict[str, Rule] = {
-    "dot_general": _dot_general,
+    "dot_general": dot_general,
     "transpose": _transpose,
     "convert_element_type": _convert,
     "slice": _slice,
@@ -279,8 +287,10 @@ _RULES: dict[str, Rule] = {
     "squeeze": _squeeze,
     "reshape": _reshape,
     "gather": _gather,
-    "scan": _scan,
     **dict.fromkeys(("copy", "copy_p", "name", "stop_gradient"), lambda eqn, x: x),
+}
+NESTED: dict[str, Rule] = {
+    "scan": _scan,
     **dict.fromkeys(("jit", "pjit", "closed_call", "core_call"), _call),
     **dict.fromkeys(("checkpoint", "remat2", "custom_jvp_call"), _call),
     **dict.fromkeys(("custom_vjp_call", "custom_vjp_call_jaxpr"), _call),
@@ -299,16 +309,22 @@ def _bind(eqn: JaxprEqn, inputs: list) -> Any:
         return eqn.primitive.bind(*functions, *inputs, **params)
 
 
-def _run(jaxpr: Jaxpr, consts: Any, args: Any) -> list:
+def run_program(
+    jaxpr: Jaxpr, consts: Any, args: Any, nested: dict[str, Rule] = NESTED
+) -> list:
     """Evaluates a program on arrays and LowRankArrays; outputs may be either."""
+    run = functools.partial(run_program, nested=nested)
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
     read = lambda v: v.val if hasattr(v, "val") else known[v]  # a Literal, or a Var
     for eqn in jaxpr.eqns:
         inputs = [read(v) for v in eqn.invars]
         outputs = None
         if any(is_factored(x) for x in inputs):
-            rule = _RULES.get(eqn.primitive.name)
-            outputs = None if rule is None else rule(eqn, *inputs)
+            name = eqn.primitive.name
+            if name in nested:
+                outputs = nested[name](run, eqn, *inputs)
+            elif name in _RULES:
+                outputs = _RULES[name](eqn, *inputs)
             inputs = inputs if outputs is not None else [formed(x) for x in inputs]
         if outputs is None:
             outputs = _bind(eqn, inputs)
@@ -318,30 +334,36 @@ def _run(jaxpr: Jaxpr, consts: Any, args: Any) -> list:
     return [read(v) for v in jaxpr.outvars]
 
 
-def of_factors(value_fn: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
-    """Lets a function of arrays take LowRankArrays among its params."""
+def of_factors(
+    function: Callable[..., Any], nested: dict[str, Rule] = NESTED
+) -> Callable[..., Any]:
+    """Lets a function of (params, ...) take LowRankArrays among its params.
 
-    def run(params):
+    Rules of ``nested`` take the place of the usual ones.
+    """
+
+    def run(params, *args, **kwargs):
         leaves, structure = jax.tree.flatten(params, is_leaf=is_factored)
         places = [i for i, leaf in enumerate(leaves) if is_factored(leaf)]
         if not places:
-            return value_fn(params)
+            return function(params, *args, **kwargs)
         factored = [leaves[i] for i in places]
 
         def of_arrays(arrays):
             whole = list(leaves)
             for i, array in zip(places, arrays, strict=True):
                 whole[i] = array
-            return value_fn(jax.tree.unflatten(structure, whole))
+            whole = jax.tree.unflatten(structure, whole)
+            return function(whole, *args, **kwargs)
 
         shapes = [jax.eval_shape(formed, x) for x in factored]
         traced, like = jax.make_jaxpr(of_arrays, return_shape=True)(shapes)
         try:
-            outputs = _run(traced.jaxpr, traced.consts, factored)
+            outputs = run_program(traced.jaxpr, traced.consts, factored, nested)
         except (AttributeError, KeyError) as error:  # of a program, not of value_fn
             raise RuntimeError(
-                f"low_rank(...) reads programs of JAX {VERSIONS} and cannot read this"
-                f" one of JAX {jax.__version__} ({error!r}):"
+                f"low_rank(...) and cores read programs of JAX {VERSIONS} and cannot"
+                f" read this one of JAX {jax.__version__} ({error!r}):"
                 " from_rows(low_rank(...).row) forms the matrices instead"
             ) from error
         outputs = [formed(x) for x in outputs]
