@@ -23,11 +23,11 @@ DTYPES = ("float32", "bfloat16", "int8")
 LENGTH = 24  # tokens of the sentences whose forward pass is timed
 # Of each tuning: its recipe, and the steps of a quick and a full run.
 RECIPES = {
-    "lora": (PRESETS["quick"][1], 25, 400),
+    "lora": (PRESETS["quick"][1], 15, 200),
     "scales": (
-        Recipe(tuning="scales", dtype="int8", calibrate=True, learning_rate=1e-4),
+        Recipe(tuning="scales", dtype="int8", calibrate=True, learning_rate=1e-3),
         4,
-        100,
+        50,
     ),
 }
 NUMBERS = ["weights_mb", "forward_mb", "to_float32"]
@@ -45,7 +45,7 @@ class Size:
     test: int
 
 
-QUICK, FULL = Size(3, 1, 64, 32, 64), Size(9, 1, 512, 200, 500)
+QUICK, FULL = Size(3, 1, 32, 32, 64), Size(5, 1, 256, 100, 500)
 
 
 @functools.cache
