@@ -1,6 +1,7 @@
 """A language model with matrices of int8: what it answers, holds, and tunes."""
 
 import json
+import signal
 from pathlib import Path
 
 import jax
@@ -171,6 +172,27 @@ def test_tuning_the_scales_lowers_the_cross_entropy(ready):
     run = training.train(chosen, made, training.start(chosen, made), every=100)
     first, last = run.curve
     assert last["cross_entropy"] < first["cross_entropy"] - 0.02
+
+
+def test_a_resumed_run_of_the_scales_is_the_unbroken_one(ready, tmp_path):
+    """Interrupted by a real SIGINT; a checkpoint holds floats alone."""
+    chosen = Recipe(**SMALL | {"steps": 4}, tuning="scales", dtype="int8")
+    made = ready(chosen)
+    unbroken = training.train(chosen, made, training.start(chosen, made))
+
+    def stop(progress):
+        if progress.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    save = training.saver(tmp_path, {})
+    begin = training.start(chosen, made)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(chosen, made, begin, tick=stop, keep=save)
+    kept = training.restore(tmp_path, {}, training.start(chosen, made))
+    assert kept.step == 2
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(kept.tuned))
+    resumed = training.train(chosen, made, kept)
+    jax.tree.map(np.testing.assert_array_equal, resumed.tuned, unbroken.tuned)
 
 
 @pytest.mark.parametrize("name", TINY)
