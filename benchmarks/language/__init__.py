@@ -21,6 +21,7 @@ STUDIES = {
     "generation": "benchmarks.language.generation",
     "objectives": "benchmarks.language.objectives",
     "probe": "benchmarks.language.probe",
+    "precision": "benchmarks.language.precision",
 }
 
 # Those that run only when asked for: what they do.
@@ -29,6 +30,7 @@ ON_DEMAND = {
     "generation": "times texts written by members of rank 1",
     "objectives": "lowers the share of wrong labels itself",
     "probe": "fits a logistic regression to frozen states, the floor",
+    "precision": "holds the weights in float32, bfloat16 and int8",
 }
 
 

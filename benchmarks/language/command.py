@@ -73,7 +73,7 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
             )
         if tuning != "lora":  # what only LoRA has falls away
             fields |= {"top": 0, "freeze_a": False}
-        if tuning in ("prefix", "all"):
+        if tuning in ("prefix", "scales", "all"):
             fields["after_text"] = False
     return Recipe(**fields | given)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from benchmarks.language.quantized import dequantize
 from benchmarks.language.transformer import (
     Config,
     Params,
@@ -19,7 +20,7 @@ __all__ = ["generate"]
 
 def _next(config: Config, params: Params, x: jax.Array) -> jax.Array:
     """The most likely next token i32[B] after states f[B, D]."""
-    table = params.get("head", params["embed"])
+    table = dequantize(params.get("head", params["embed"]))
     states = finish(config, params, x)
     scores = jnp.einsum("bd,vd->bv", states, table, preferred_element_type=jnp.float32)
     return scores.argmax(axis=-1).astype(jnp.int32)

@@ -14,7 +14,7 @@ import optax
 from tokenizers import Tokenizer
 
 from benchmarks import UsageError
-from benchmarks.language import assets, checkpoints, tasks, tokens, tuning
+from benchmarks.language import assets, checkpoints, quantized, tasks, tokens, tuning
 from benchmarks.language.recipe import Recipe
 from benchmarks.language.tasks import Examples
 from benchmarks.language.transformer import (
@@ -141,6 +141,9 @@ class Problem:
 
 def load_model(source: Source, dtype: str = "float32") -> Model:
     """Reads a model: the default's file, a folder, or the hub's cache."""
+    if dtype == "int8":
+        config, params, tokenizer = load_model(source)
+        return Model(config, quantized.quantize(params), tokenizer)
     if source.model != DEFAULT_MODEL:
         folder = checkpoints.find_folder(source.model)
         config, params = checkpoints.load_folder(folder, jnp.dtype(dtype))
@@ -195,6 +198,8 @@ def _answers(
     text: Text | None = None,
 ) -> jax.Array:
     """Logits f32[B, 2] of the label words after each sentence."""
+    if "scales" in adapter:
+        model = quantized.with_floats(model, adapter["scales"])
     x, soft = inputs, 0
     if x.ndim == 2:
         start = 0 if text is None else text.length
@@ -456,6 +461,8 @@ def start_adapter(
     """The adapter before the first step; virtual i32[S] are a prompt's real tokens."""
     if recipe.tuning == "all":
         return {}
+    if recipe.tuning == "scales":
+        return {"scales": quantized.floats(params)}
     if recipe.tuning == "lora":
         key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
         return tuning.lora(params, recipe.rank, key, names=tuple(recipe.matrices))
@@ -483,8 +490,10 @@ def trainable_and_stacked(
     if recipe.freeze_a:
         flags["lora"] = {name: {"a": False, "b": True} for name in adapter["lora"]}
     trainable = {"model": recipe.tuning == "all", "adapter": flags}
-    slices = {name: name in STACKED for name in params}
-    return trainable, {"model": slices, "adapter": False}
+    slices = lambda part: {name: name in STACKED for name in part}
+    of_adapter = {"scales": slices(adapter["scales"])} if "scales" in adapter else {}
+    of_adapter = {part: of_adapter.get(part, False) for part in adapter}
+    return trainable, {"model": slices(params), "adapter": of_adapter}
 
 
 def _top(params: Params, bottom: int, words: np.ndarray) -> Params:

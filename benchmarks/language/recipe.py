@@ -36,6 +36,7 @@ ESTIMATORS = {
     "dap": lambda k: k + 1,
     "first-order": lambda k: 1,
 }
+LAZY = ("scales", "all")  # noise is drawn layer by layer
 OBJECTIVES = ("cross-entropy", "accuracy")
 OPTIMIZERS = ("sgd", "momentum", "adam", "radazo")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -103,7 +104,11 @@ class Recipe:
         "start from calibrated zero-shot: a constant on the label words' logits puts"
         " the median margin of the training sentences at 0, without their labels",
     )
-    dtype: str = _option("float32", "of the model", ("float32", "bfloat16"))
+    dtype: str = _option(
+        "float32",
+        "of the model; int8 holds its matrices in int8, with float scales",
+        ("float32", "bfloat16", "int8"),
+    )
     seed: int = _option(
         0, "of the order of sentences, LoRA's start and the directions", least=0
     )
@@ -169,10 +174,14 @@ class Recipe:
             raise UsageError(
                 f"directions must be a power of 2 for simplex, got {self.directions}"
             )
-        if self.tuning == "all" and self.sampler not in ("gaussian", "rademacher"):
+        if self.tuning == "all" and self.dtype == "int8":
+            raise UsageError("tuning all needs floats, not int8: tune scales there")
+        if self.tuning == "scales" and self.dtype != "int8":
+            raise UsageError(f"tuning scales needs dtype int8, got {self.dtype!r}")
+        if self.tuning in LAZY and self.sampler not in ("gaussian", "rademacher"):
             raise UsageError(
                 "sampler must be gaussian or rademacher, drawn layer by layer, for"
-                f" tuning all, got {self.sampler!r}"
+                f" tuning {self.tuning}, got {self.sampler!r}"
             )
 
 
@@ -283,7 +292,7 @@ def _estimator(
     mu, k = recipe.smoothing, recipe.directions
     # Adapters are small: both sides of a direction are asked together. Of a whole model
     # one perturbed layer is drawn at a time, and the sides take turns.
-    chunk = 1 if recipe.tuning == "all" else None
+    chunk = 1 if recipe.tuning in LAZY else None
     shared = {"key": key, "sampler": sampler, "chunk_size": chunk}
     differences = {
         "two-sided": "central",
@@ -305,7 +314,7 @@ def _estimator(
             **shared,
         )
     # A held guide would need whole directions, which lazy(...) is there to avoid.
-    storage = "replay" if recipe.tuning == "all" else "sums"
+    storage = "replay" if recipe.tuning in LAZY else "sums"
     return zojax.dap(mu, k, base=sampler, storage=storage, **shared)
 
 
@@ -324,7 +333,7 @@ def optimizer(
       params: what is tuned.
       trainable: pytree prefix of bools; the others are frozen.
       key: of the directions.
-      stacked: leaves whose perturbation is drawn slice by slice ("all" only).
+      stacked: leaves whose perturbation is drawn slice by slice (where LAZY).
 
     Returns:
       The chain; with a first-order recipe it takes gradients.
@@ -349,13 +358,15 @@ def optimizer(
     parts = []
     if recipe.estimator != "first-order":
         sampler = SAMPLERS[recipe.sampler]()
-        if recipe.tuning == "all":
+        if recipe.tuning in LAZY:
             sampler = perturbations.lazy(sampler, stacked)
         sampler = perturbations.restrict(sampler, flags)
         parts.append(_estimator(recipe, sampler, key))
         if recipe.clip and recipe.estimator in ("zoar", "dap"):
-            # As above for one direction: |w v| = |w| sqrt(d).
-            parts.append(optax.clip_by_global_norm(recipe.clip * math.sqrt(size)))
+            # As above for one direction: |w v| = |w| sqrt(d). Of what is tuned alone:
+            # the others' zeros may be int8, which has no norm.
+            bound = optax.clip_by_global_norm(recipe.clip * math.sqrt(size))
+            inner = optax.chain(bound, inner)
     labels = jax.tree.map(lambda flag: "tuned" if flag else "frozen", flags)
     parts.append(
         optax.partition({"tuned": inner, "frozen": optax.set_to_zero()}, labels)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from benchmarks.language.quantized import dequantize, product
 from zojax import materialize
 
 __all__ = ["Adapter", "Config", "Text", "forward", "hidden_states", "word_logits"]
@@ -55,7 +56,7 @@ def _norm(config: Config, params: Params, name: str, x: jax.Array) -> jax.Array:
 
 
 def _linear(params: Params, name: str, x: jax.Array, lora: Adapter) -> jax.Array:
-    y = x @ params[name]
+    y = product(x, params[name])
     if name in lora:
         # W + scale A B, never formed; the scale sits in A.
         y += (x @ lora[name]["a"].astype(x.dtype)) @ lora[name]["b"].astype(x.dtype)
@@ -158,7 +159,7 @@ def embed(
 
     ``start``, i32[] or i32[B], is the first position.
     """
-    x = materialize(params["embed"][tokens])
+    x = dequantize(materialize(params["embed"][tokens]))
     if "soft" in adapter:
         soft = materialize(adapter["soft"]).astype(x.dtype)
         soft = jnp.broadcast_to(soft, (len(tokens), *soft.shape))
@@ -224,7 +225,7 @@ def hidden_states(
 
 def word_logits(params: Params, states: jax.Array, words: jax.Array) -> jax.Array:
     """Logits f32[..., W] of some words i32[W] from states f[..., D]."""
-    rows = materialize(params.get("head", params["embed"])[words])
+    rows = dequantize(materialize(params.get("head", params["embed"])[words]))
     return jnp.einsum("...d,wd->...w", states, rows, preferred_element_type=jnp.float32)
 
 

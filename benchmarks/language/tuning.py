@@ -1,4 +1,4 @@
-"""What is tuned: soft prompts, low-rank updates, prefixes, or all parameters."""
+"""What is tuned: soft prompts, low-rank updates, prefixes; scales or all parameters."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import math
 import jax
 import jax.numpy as jnp
 
+from benchmarks.language.quantized import dequantize
 from benchmarks.language.transformer import Adapter, Config, Params, embed, run_layers
 
 __all__ = ["TUNINGS", "lora", "prefix", "soft_prompt"]
 
-TUNINGS = ("lora", "prompt", "prefix", "all")
+TUNINGS = ("lora", "prompt", "prefix", "scales", "all")
 
 
 def soft_prompt(params: Params, tokens: jax.Array) -> Adapter:
     """Virtual tokens that start as real ones, f32[S, D], for tokens i32[S]."""
-    return {"soft": params["embed"][tokens].astype(jnp.float32)}
+    return {"soft": dequantize(params["embed"][tokens]).astype(jnp.float32)}
 
 
 def lora(
