@@ -388,6 +388,14 @@ ESTIMATES = {
     "top, B alone": {"top": 2, "freeze_a": True, "calibrate": True, "matrices": "qk"},
     "top, after text": {"top": 2, "after_text": True, "calibrate": True},
     "prompt after text": {"tuning": "prompt", "after_text": True},
+    "cores": {"tuning": "cores", "rank": 2, "matrices": "qkvo"},
+    "cores, head": {
+        "tuning": "cores",
+        "top": 2,
+        "after_text": True,
+        "head": True,
+        "dtype": "int8",
+    },
 }
 
 

@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import pytest
+from sklearn.metrics import log_loss
 
-from benchmarks.language import checkpoints, probe, problem
+from benchmarks import UsageError
+from benchmarks.language import checkpoints, head, probe, problem
 from benchmarks.language.tasks import Examples
 from benchmarks.language.transformer import hidden_states
 
@@ -49,21 +53,75 @@ def test_the_layer_that_tells_is_found_on_validation_sentences():
     assert 0.1 < value < 0.25
 
 
+def test_layers_together_tell_what_none_tells_alone():
+    """Two states whose sum has the label: each alone is right less often."""
+    rng = np.random.default_rng(2)
+
+    def draw(number):
+        labels = rng.integers(0, 2, number)
+        states = rng.normal(size=(number, 2, 3))
+        states[:, 0, 1] += 2.0 * labels
+        states[:, 1, 0] += 2.0 * labels
+        return probe.Features(states, labels)
+
+    train, test = draw(2000), draw(4000)
+    right, cross_entropy = probe.together(train, test)
+    # Normals at distance d are told apart with Phi(d / 2): d = 2 alone, 2.83 together.
+    assert abs(right - 0.9214) < 4 * np.sqrt(0.92 * 0.08 / 4000)
+    slopes, bias = head.regression(
+        [train.states[:, 0], train.states[:, 1]], train.labels
+    )
+    margins = bias + test.states[:, 0] @ slopes[0] + test.states[:, 1] @ slopes[1]
+    assert np.mean((margins > 0) == test.labels) == right
+    expected = log_loss(test.labels, 1 / (1 + np.exp(-margins)))
+    np.testing.assert_allclose(cross_entropy, expected, rtol=1e-6)
+
+
+def test_a_head_reads_states_as_they_are():
+    """Its logits are those of the regression, with the layers below left out."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, 200)
+    states = rng.normal(5.0, 3.0, (8, 200, 4)).astype(np.float32)
+    final = rng.normal(-1.0, 2.0, (200, 4)).astype(np.float32)
+    states[2, :, 1] += 9 * labels  # after layer 6 of 11, which is not read
+    states[6, :, 2] += 9 * labels  # after layer 10, which is
+    assert head.read_depths(11, 3) == [5, 10, 11]
+    found = head.fit(states, final, labels, 3)
+    read = [i for i in range(8) if np.abs(found["layers"][i]).max() > 0]
+    assert read == [1, 6]
+    logits = head.margin_logits(found, jnp.asarray(states), jnp.asarray(final))
+    slopes, bias = head.regression([states[1], states[6], final], labels)
+    expected = bias + states[1] @ slopes[0] + states[6] @ slopes[1] + final @ slopes[2]
+    np.testing.assert_allclose(logits[:, 1] - logits[:, 0], expected, atol=1e-4)
+    np.testing.assert_allclose(logits.sum(axis=1), 0, atol=1e-6)
+    assert np.mean((expected > 0) == labels) > 0.9
+
+
+def test_a_head_needs_sentences_of_both_labels():
+    with pytest.raises(UsageError, match=r"at least 4 .* each label, got \[9, 1\]"):
+        head.regression([np.ones((10, 2))], np.asarray([0] * 9 + [1]))
+
+
 def test_the_floor_is_told():
     rows = [
         {
             "sentences": number,
-            "layer": 15,
-            "penalty": 1e-3,
+            "layers": layers,
+            "features_seconds": 60.0,
+            "fit_seconds": 30.0,
             "accuracy": accuracy,
             "cross_entropy": 0.35,
         }
-        for number, accuracy in ((512, 0.81), (2048, 0.858))
+        for number in (512, 2048)
+        for layers, accuracy in (("15", 0.81), (probe.TOGETHER, 0.858))
     ]
     frame = pd.DataFrame(rows)
+    start = "One forward pass over each of 2,048 sentences"
     assert probe.findings(frame) == [
-        "One forward pass over each of 2,048 sentences: 85.8%, cross-entropy 0.350."
+        f"{start}, layer 15: 81.0%, cross-entropy 0.350.",
+        f"{start}, several layers: 85.8%, cross-entropy 0.350.",
     ]
     (table,) = probe.tables(frame)
-    assert list(table.columns[3].cells) == ["81.0", "85.8"]
-    assert len(probe.figure(frame).axes[0].lines) == 1
+    assert list(table.columns[2].cells) == ["81.0", "85.8"] * 2
+    assert list(table.columns[4].cells) == ["1.5"] * 4
+    assert len(probe.figure(frame).axes[0].lines) == 2

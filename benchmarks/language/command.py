@@ -71,10 +71,9 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
                 f"preset {args.preset} has a learning rate for {preset.tuning}: choose"
                 f" one for {tuning} with --learning-rate"
             )
-        if tuning != "lora":  # what only LoRA has falls away
-            fields |= {"top": 0, "freeze_a": False}
-        if tuning in ("prefix", "scales", "all"):
-            fields["after_text"] = False
+        for name, tunings in recipe.NEEDS.items():  # what the new one lacks falls away
+            if tuning not in tunings:
+                fields[name] = type(fields[name])()
     return Recipe(**fields | given)
 
 
@@ -270,10 +269,14 @@ def answer(
     )
     params, adapter = tuned.get("model", params), tuned["adapter"]
     layers = params["layers"]["q"].shape[0]
-    if "lora" in adapter:
-        # Layers below the adapted ones get an update of zero.
-        pad = lambda leaf: jnp.pad(leaf, [(layers - len(leaf), 0), (0, 0), (0, 0)])
-        adapter = adapter | {"lora": jax.tree.map(pad, adapter["lora"])}
+    pad = lambda x: jnp.pad(x, [(layers - len(x), 0)] + [(0, 0)] * (x.ndim - 1))
+    # Layers below the adapted ones get an update of zero.
+    for part in ("lora", "cores", "bases"):
+        if part in adapter:
+            adapter = adapter | {part: jax.tree.map(pad, adapter[part])}
+    if "head" in adapter:
+        read = adapter["head"]
+        adapter = adapter | {"head": read | {"layers": pad(read["layers"])}}
     batch = Batch(*examples)
     if after_text:
         end = len(template_end(tokenizer))

@@ -14,7 +14,15 @@ import optax
 from tokenizers import Tokenizer
 
 from benchmarks import UsageError
-from benchmarks.language import assets, checkpoints, quantized, tasks, tokens, tuning
+from benchmarks.language import (
+    assets,
+    checkpoints,
+    head,
+    quantized,
+    tasks,
+    tokens,
+    tuning,
+)
 from benchmarks.language.recipe import Recipe
 from benchmarks.language.tasks import Examples
 from benchmarks.language.transformer import (
@@ -52,6 +60,7 @@ __all__ = [
 LONGEST = 64  # tokens of a validation or test sentence; longer ones are cut
 ROWS, WIDTH = 32, 8  # sentences at a time, and what lengths are rounded up to
 CALIBRATION = slice(512)  # training sentences whose margins set the constant
+FIXED = ("bases", "bias", "head")  # parts of an adapter that are not tuned
 START = "Classify the sentiment of this movie review sentence:"
 STACKED = ("layers", "embed", "head", "positions")  # slices along the first axis
 DEFAULT_MODEL, DEFAULT_TASK = "smollm2", "movies"
@@ -197,7 +206,23 @@ def _answers(
     words: jax.Array,
     text: Text | None = None,
 ) -> jax.Array:
-    """Logits f32[B, 2] of the label words after each sentence."""
+    """Logits f32[B, 2] of the label words after each sentence, or of a head."""
+    states, kept = _states(config, model, adapter, inputs, last, text)
+    if "head" in adapter:
+        return head.margin_logits(adapter["head"], kept, states)
+    return word_logits(model, states, words) + adapter.get("bias", 0.0)
+
+
+def _states(
+    config: Config,
+    model: Params,
+    adapter: Adapter,
+    inputs: jax.Array,
+    last: jax.Array,
+    text: Text | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The last token's states: f[B, D] before the logits, f[L, B, D] after layers."""
+    adapter = tuning.lora_of_cores(adapter)
     if "scales" in adapter:
         model = quantized.with_floats(model, adapter["scales"])
     x, soft = inputs, 0
@@ -205,9 +230,9 @@ def _answers(
         start = 0 if text is None else text.length
         x = embed(config, model, inputs, adapter, start)
         soft = x.shape[1] - inputs.shape[1]
-    x, _ = run_layers(config, model["layers"], x, adapter, text)
+    x, own = run_layers(config, model["layers"], x, adapter, text, last + soft)
     states = finish(config, model, x[jnp.arange(len(last)), last + soft])
-    return word_logits(model, states, words) + adapter.get("bias", 0.0)
+    return states, own["state"]
 
 
 def loss(
@@ -237,6 +262,7 @@ def loss(
 
 
 _compiled_answers = jax.jit(_answers, static_argnums=0)
+_compiled_states = jax.jit(_states, static_argnums=0)
 
 
 def by_length(last: np.ndarray) -> list[tuple[np.ndarray, int]]:
@@ -267,6 +293,23 @@ def logits(
             some.text,
         )
     return out
+
+
+def _fitted_head(
+    config: Config, model: Params, adapter: Adapter, batch: Batch, bottom: int
+) -> head.Head:
+    """A head on the states of labelled sentences, each of them run once."""
+    width = model["layers"]["q"].shape[1]
+    number, layers = len(batch.labels), len(model["layers"]["q"])
+    final = np.zeros((number, width), np.float32)
+    states = np.zeros((layers, number, width), np.float32)
+    last = batch.last if batch.text is None else batch.text.length - 1
+    for rows, size in by_length(last):
+        some = jax.tree.map(jnp.asarray, batch.cut(rows, size))
+        final[rows], states[:, rows] = _compiled_states(
+            config, model, adapter, some.inputs, some.last, some.text
+        )
+    return head.fit(states, final, batch.labels, bottom)
 
 
 def evaluate(problem: Problem, params: dict[str, Any], batch: Batch) -> Score:
@@ -444,6 +487,15 @@ def assemble(
     ids = tokenizer.encode(START, add_special_tokens=False).ids
     virtual = np.resize(np.asarray(ids, np.int32), recipe.tokens)
     adapter = start_adapter(recipe, config, params, virtual)
+    if recipe.tuning == "cores":
+        some = jax.tree.map(jnp.asarray, batches[0].take(CALIBRATION))
+        answers = lambda model: _answers(
+            config, model, {}, some.inputs, some.last, words, some.text
+        )
+        names = tuple(recipe.matrices)
+        adapter = tuning.cores(answers, params, recipe.rank, names=names)
+    if recipe.head:
+        adapter["head"] = _fitted_head(config, params, adapter, batches[0], bottom)
     if recipe.calibrate:
         start = {"model": params, "adapter": adapter}
         margins = np.diff(logits(config, start, batches[0].take(CALIBRATION), words))
@@ -486,7 +538,7 @@ def trainable_and_stacked(
     recipe: Recipe, params: Params, adapter: Adapter
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Two pytree prefixes of bools over {"model": params, "adapter": adapter}."""
-    flags: Adapter = {part: part != "bias" for part in adapter}
+    flags: Adapter = {part: part not in FIXED for part in adapter}
     if recipe.freeze_a:
         flags["lora"] = {name: {"a": False, "b": True} for name in adapter["lora"]}
     trainable = {"model": recipe.tuning == "all", "adapter": flags}

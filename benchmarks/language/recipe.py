@@ -37,6 +37,13 @@ ESTIMATORS = {
     "first-order": lambda k: 1,
 }
 LAZY = ("scales", "all")  # noise is drawn layer by layer
+# Settings that some ways of tuning have.
+NEEDS = {
+    "top": ("lora", "cores"),
+    "freeze_a": ("lora",),
+    "after_text": ("lora", "cores", "prompt"),
+    "head": ("lora", "cores"),
+}
 OBJECTIVES = ("cross-entropy", "accuracy")
 OPTIMIZERS = ("sgd", "momentum", "adam", "radazo")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -57,19 +64,21 @@ class Recipe:
     tuning: str = _option("lora", "what is tuned", TUNINGS)
     top: int = _option(
         0,
-        "how many of the last layers LoRA adapts, 0 for all; what the layers below"
-        " answer never changes and is computed once",
+        "how many of the last layers LoRA and cores adapt, 0 for all; what the layers"
+        " below answer never changes and is computed once",
         least=0,
     )
-    rank: int = _option(8, "of LoRA")
+    rank: int = _option(8, "of LoRA; the side of cores")
     matrices: str = _option(
-        "qv", "what LoRA adapts: q, k, v, o of the attention", ("qv", "qk", "qkvo")
+        "qv",
+        "what LoRA and cores adapt: q, k, v, o of the attention",
+        ("v", "qv", "qk", "qkv", "qkvo"),
     )
     freeze_a: bool = _option(False, "tune only the B of LoRA's A B")
     after_text: bool = _option(
         False,
-        "LoRA adapts the template's last words alone, virtual tokens come before them:"
-        " the text before is run once, a pass runs what follows",
+        "LoRA and cores adapt the template's last words alone, virtual tokens come"
+        " before them: the text before is run once, a pass runs what follows",
     )
     tokens: int = _option(10, "virtual tokens of a prompt or a prefix")
     objective: str = _option(
@@ -104,6 +113,11 @@ class Recipe:
         "start from calibrated zero-shot: a constant on the label words' logits puts"
         " the median margin of the training sentences at 0, without their labels",
     )
+    head: bool = _option(
+        False,
+        "start from a logistic regression on the untuned model's states of the training"
+        " sentences, in the place of the label words",
+    )
     dtype: str = _option(
         "float32",
         "of the model; int8 holds its matrices in int8, with float scales",
@@ -137,18 +151,18 @@ class Recipe:
                 raise UsageError(f"{name} must be a number {bound}, got {value!r}")
             if field.type == "bool" and not isinstance(value, bool):
                 raise UsageError(f"{name} must be true or false, got {value!r}")
-        for name in ("top", "freeze_a"):
-            if getattr(self, name) and self.tuning != "lora":
-                raise UsageError(f"{name} needs tuning lora, got {self.tuning!r}")
-        if self.after_text and self.tuning not in ("lora", "prompt"):
-            raise UsageError(
-                f"after_text needs tuning lora or prompt, got {self.tuning!r}"
-            )
+        for name, tunings in NEEDS.items():
+            if getattr(self, name) and self.tuning not in tunings:
+                raise UsageError(
+                    f"{name} needs tuning {' or '.join(tunings)}, got {self.tuning!r}"
+                )
+        if self.head and self.calibrate:
+            raise UsageError("head takes the place of calibrate: choose one of them")
         if self.batch > self.sentences:
             raise UsageError(
                 f"batch must be at most sentences, {self.sentences}, got {self.batch}"
             )
-        rounded = self.dtype == "bfloat16" and self.tuning != "lora"
+        rounded = self.dtype == "bfloat16" and self.tuning not in ("lora", "cores")
         if rounded and self.smoothing < 1e-3 and self.estimator != "first-order":
             raise UsageError(
                 f"smoothing must be >= 1e-3 for {self.tuning} in bfloat16, which rounds"

@@ -180,10 +180,12 @@ def run_layers(
     x: jax.Array,
     adapter: Adapter,
     text: Text | None = None,
+    read: jax.Array | None = None,
 ) -> tuple[jax.Array, Adapter]:
-    """Runs x[B, T, D] through stacked layers: (x, each layer's keys and values).
+    """Runs x[B, T, D] through stacked layers: (x, what each layer kept).
 
-    ``text`` is what came before x, if that was run already.
+    That is its keys "k" and values "v", and where positions i32[B] are to be read its
+    "state" there, f[B, D]. ``text`` is what came before x, if that was run already.
     """
     before, start = adapter.get("prefix", {}), jnp.zeros((), jnp.int32)
     if text is not None:
@@ -194,7 +196,10 @@ def run_layers(
 
     def body(x, slices):
         layer, lora, before = materialize(slices)
-        return _block(config, layer, x, lora, before, start)
+        x, own = _block(config, layer, x, lora, before, start)
+        if read is not None:
+            own["state"] = x[jnp.arange(len(read)), read]
+        return x, own
 
     return jax.lax.scan(body, x, (layers, adapter.get("lora", {}), before))
 

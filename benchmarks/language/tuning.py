@@ -1,18 +1,20 @@
-"""What is tuned: soft prompts, low-rank updates, prefixes; scales or all parameters."""
+"""What is tuned: soft prompts, low-rank updates, cores, prefixes; scales or all."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+import zojax
 from benchmarks.language.quantized import dequantize
 from benchmarks.language.transformer import Adapter, Config, Params, embed, run_layers
 
-__all__ = ["TUNINGS", "lora", "prefix", "soft_prompt"]
+__all__ = ["TUNINGS", "cores", "lora", "lora_of_cores", "prefix", "soft_prompt"]
 
-TUNINGS = ("lora", "prompt", "prefix", "scales", "all")
+TUNINGS = ("lora", "cores", "prompt", "prefix", "scales", "all")
 
 
 def soft_prompt(params: Params, tokens: jax.Array) -> Adapter:
@@ -53,6 +55,48 @@ def lora(
         )
         adapter[name] = {"a": a, "b": jnp.zeros((layers, rank, outputs))}
     return {"lora": adapter}
+
+
+def cores(
+    function: Callable[[Params], jax.Array],
+    params: Params,
+    rank: int,
+    *,
+    names: tuple[str, ...] = ("q", "k", "v"),
+) -> Adapter:
+    """Square cores between principal directions: W + A R B^T, R zero.
+
+    Args:
+      function: params -> anything, which runs the sentences that the directions are of.
+      params: of the model; int8 matrices are searched as floats.
+      rank: r.
+      names: which matrices of the layers.
+
+    Returns:
+      {"cores": {name: f32[L, r, r]}, "bases": {name: {"a": f32[L, inputs, r],
+      "b": f32[L, outputs, r]}}}.
+    """
+    layers = params["layers"]
+    floats = {name: dequantize(layers[name]) for name in names}
+    at = lambda floats: function({**params, "layers": {**layers, **floats}})
+    bases = zojax.cores.principal_bases(at, floats, rank=rank)
+    return {
+        "cores": zojax.cores.zeros(bases),
+        "bases": {name: basis._asdict() for name, basis in bases.items()},
+    }
+
+
+def lora_of_cores(adapter: Adapter) -> Adapter:
+    """The low-rank update A (R B^T) that cores are; other adapters as they are."""
+    if "cores" not in adapter:
+        return adapter
+    of = lambda basis, core: {
+        "a": basis["a"],
+        "b": jnp.einsum("lrs,lns->lrn", core, basis["b"]),
+    }
+    names = adapter["cores"]
+    lora = {name: of(adapter["bases"][name], names[name]) for name in names}
+    return {**adapter, "lora": lora}
 
 
 def prefix(config: Config, params: Params, tokens: jax.Array) -> Adapter:

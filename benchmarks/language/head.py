@@ -1,0 +1,107 @@
+"""A head on a model's own states: a logistic regression in the place of label words.
+
+It reads the last token's state after some layers and before the logits: one forward
+pass over each sentence. What is tuned afterwards moves those states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import UsageError
+
+__all__ = ["fit", "margin_logits", "read_depths", "regression"]
+
+EVERY = 5  # layers between those that are read
+PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2)  # scikit-learn's C
+FOLDS = 4
+
+Head = dict[str, jax.Array]
+
+
+def read_depths(layers: int, bottom: int = 0) -> list[int]:
+    """After how many layers a state is read, above the bottom ones; the last is all."""
+    return [n for n in (*range(EVERY, layers, EVERY), layers) if n > bottom]
+
+
+def regression(
+    parts: Sequence[np.ndarray], labels: np.ndarray
+) -> tuple[list[np.ndarray], float]:
+    """Logistic regression on states side by side, standardised; the penalty by 4 folds.
+
+    Args:
+      parts: f[N, D] each.
+      labels: i[N], 0 or 1.
+
+    Returns:
+      (f[D] for each part, bias): the margin of label 1 is bias + sum of part @ slope.
+
+    Raises:
+      UsageError: for too few sentences of a label.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+
+    number = np.bincount(labels, minlength=2)
+    if number.min() < FOLDS:
+        raise UsageError(
+            f"a head needs at least {FOLDS} training sentences of each label, got"
+            f" {number.tolist()}"
+        )
+    rows = np.concatenate(parts, axis=1).astype(np.float32)
+    mean, spread = rows.mean(axis=0), rows.std(axis=0)
+    spread = np.where(spread > 0, spread, 1)
+    search = GridSearchCV(
+        LogisticRegression(max_iter=2000),
+        {"C": PENALTIES},
+        scoring="neg_log_loss",
+        cv=FOLDS,
+    )
+    model = search.fit((rows - mean) / spread, labels).best_estimator_
+    slopes = model.coef_[0] / spread
+    bias = float(model.intercept_[0] - mean @ slopes)
+    return np.split(slopes, len(parts)), bias
+
+
+def fit(
+    states: np.ndarray, final: np.ndarray, labels: np.ndarray, bottom: int = 0
+) -> Head:
+    """Fits the head of a model.
+
+    Args:
+      states: f[L, N, D], after each of the layers above the bottom ones.
+      final: f[N, D], what logits are made of; read in place of the last of states.
+      labels: i[N], 0 or 1.
+      bottom: layers below those.
+
+    Returns:
+      {"layers": f32[L, D], "final": f32[D], "bias": f32[]}; layers that are not read
+      have zeros.
+
+    Raises:
+      UsageError: for too few sentences of a label.
+    """
+    number = len(states)
+    at = [depth - bottom - 1 for depth in read_depths(number + bottom, bottom)][:-1]
+    (*read, last), bias = regression([*(states[i] for i in at), final], labels)
+    layers = np.zeros((number, final.shape[1]))
+    for i, slope in zip(at, read, strict=True):
+        layers[i] = slope
+    parts = {"layers": layers, "final": last, "bias": bias}
+    return {name: jnp.asarray(part, jnp.float32) for name, part in parts.items()}
+
+
+def margin_logits(head: Head, states: jax.Array, final: jax.Array) -> jax.Array:
+    """Logits f32[B, 2] from the states f[L, B, D] and f[B, D]."""
+    wide: Any = {"preferred_element_type": jnp.float32}
+    margin = jnp.einsum(
+        "lbd,ld->b", states, head["layers"].astype(states.dtype), **wide
+    )
+    margin += jnp.einsum("bd,d->b", final, head["final"].astype(final.dtype), **wide)
+    half = (margin + head["bias"]) / 2
+    return jnp.stack([-half, half], axis=1)
