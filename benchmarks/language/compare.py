@@ -79,15 +79,7 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
             recipe = recipe_of(method, rate, run_seed, passes)
             ready, floors = _ready()
             ready = problem.with_seed(ready, recipe)
-            out = training.train(
-                recipe,
-                ready,
-                training.start(recipe, ready),
-                every=recipe.steps,
-                tick=lambda progress: tick(progress.step / recipe.steps),
-            )
-            params = ready.params | {"adapter": out.tuned}
-            test = problem.evaluate(ready, params, ready.test)
+            out, test = training.train_and_test(recipe, ready, tick)
             row = out.curve[-1]
             return [
                 {

@@ -54,15 +54,7 @@ def measure(recipe: Recipe, tick: Callable[[float], None]) -> list[Row]:
     """A run: its validation and test scores at the end."""
     ready, floors = _ready()
     ready = problem.with_seed(ready, recipe)
-    out = training.train(
-        recipe,
-        ready,
-        training.start(recipe, ready),
-        every=recipe.steps,
-        tick=lambda progress: tick(progress.step / recipe.steps),
-    )
-    params = ready.params | {"adapter": out.tuned}
-    test = problem.evaluate(ready, params, ready.test)
+    out, test = training.train_and_test(recipe, ready, tick)
     return [
         {
             "objective": recipe.objective,

@@ -17,8 +17,9 @@ import optax
 import orbax.checkpoint as ocp
 
 from benchmarks import UsageError
-from benchmarks.language.problem import Batch, Problem, evaluate, loss
+from benchmarks.language.problem import Batch, Problem, Score, evaluate, loss
 from benchmarks.language.recipe import Recipe, optimizer, queries
+from benchmarks.memory.programs import total_bytes
 
 __all__ = [
     "Progress",
@@ -28,7 +29,9 @@ __all__ = [
     "make_step",
     "restore",
     "start",
+    "step_bytes",
     "train",
+    "train_and_test",
 ]
 
 KEEP_EVERY = 30.0  # seconds between checkpoints
@@ -205,6 +208,45 @@ def train(
                 raise KeyboardInterrupt
     keep(run)
     return run
+
+
+def train_and_test(
+    recipe: Recipe,
+    problem: Problem,
+    tick: Callable[[float], None],
+    *,
+    every: int | None = None,
+) -> tuple[Run, Score]:
+    """Trains from the start to the end, and scores what came out on the test sentences.
+
+    Args:
+      recipe: its settings.
+      problem: made from that recipe; with tuning "all" its params are used up.
+      tick: is called with the share of the steps that is done.
+      every: steps between validations; by default the start and the end are validated.
+
+    Returns:
+      (The finished run, its score.)
+    """
+    run = train(
+        recipe,
+        problem,
+        start(recipe, problem),
+        every=every or recipe.steps,
+        tick=lambda progress: tick(progress.step / recipe.steps),
+    )
+    params = problem.params | {tuned_part(recipe): run.tuned}
+    return run, evaluate(problem, params, problem.test)
+
+
+def step_bytes(recipe: Recipe, problem: Problem, batch: Batch) -> int:
+    """Planned bytes of a compiled step; the problem may be shapes alone."""
+    part = tuned_part(recipe)
+    frozen = {name: leaf for name, leaf in problem.params.items() if name != part}
+    opt, step = make_step(recipe, problem)
+    state = jax.eval_shape(opt.init, problem.params)
+    step = jax.jit(step, donate_argnums=(0, 1))
+    return total_bytes(step.lower(problem.params[part], state, frozen, batch).compile())
 
 
 def on_device(data: Batch, rows: np.ndarray) -> Batch:
