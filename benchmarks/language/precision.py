@@ -105,7 +105,7 @@ def forward_passes(turns: int, tick: Tick) -> list[Row]:
     ]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)  # for all seeds; another dtype's is then let go
 def _ready(dtype: str, tuned: str, full: bool) -> tuple[Problem, Floors | None]:
     """The problem, and the untuned model's scores where its layers ran already."""
     recipe, size = recipe_of(dtype, tuned, full, 0), FULL if full else QUICK
