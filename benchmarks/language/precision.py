@@ -65,18 +65,6 @@ def recipe_of(dtype: str, tuned: str, full: bool, seed: int) -> Recipe:
     )
 
 
-def step_bytes(recipe: Recipe, of: Model) -> int:
-    """Bytes of a compiled zeroth-order step; the model may be shapes alone."""
-    ready = cost.without_sentences(recipe, of)
-    part = training.tuned_part(recipe)
-    frozen = {name: leaf for name, leaf in ready.params.items() if name != part}
-    opt, step = training.make_step(recipe, ready)
-    state = jax.eval_shape(opt.init, ready.params)
-    step = jax.jit(step, donate_argnums=(0, 1))
-    args = ready.params[part], state, frozen, cost.batch_of(LENGTH)
-    return total_bytes(step.lower(*args).compile())
-
-
 def forward_passes(turns: int, tick: Tick) -> list[Row]:
     """A row for each dtype: bytes of the weights, of a pass and of steps, and time."""
     batch, sizes, calls = cost.batch_of(LENGTH), {}, {}
@@ -91,7 +79,9 @@ def forward_passes(turns: int, tick: Tick) -> list[Row]:
         }
     for dtype, tuned in RUNS:
         recipe = Recipe(tuning=tuned, dtype=dtype)
-        sizes[dtype][f"{tuned}_mb"] = step_bytes(recipe, _model(dtype)) / 1e6
+        ready = cost.without_sentences(recipe, _model(dtype))
+        planned = training.step_bytes(recipe, ready, batch)
+        sizes[dtype][f"{tuned}_mb"] = planned / 1e6
     seconds = take_turns(calls, turns, tick)
     return [
         {
@@ -122,14 +112,7 @@ def run(dtype: str, tuned: str, full: bool, seed: int, tick: Tick) -> list[Row]:
     recipe = recipe_of(dtype, tuned, full, seed)
     ready, floors = _ready(dtype, tuned, full)
     ready = problem.with_seed(ready, recipe)
-    out = training.train(
-        recipe,
-        ready,
-        training.start(recipe, ready),
-        every=recipe.steps,
-        tick=lambda progress: tick(progress.step / recipe.steps),
-    )
-    test = problem.evaluate(ready, ready.params | {"adapter": out.tuned}, ready.test)
+    _, test = training.train_and_test(recipe, ready, tick)
     untuned = {} if floors is None else floors._asdict()
     return [
         {
