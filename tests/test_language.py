@@ -27,6 +27,7 @@ from benchmarks.language import (
     compare,
     cost,
     curves,
+    head,
     problem,
     recipe,
     tasks,
@@ -310,6 +311,65 @@ def test_after_text_only_the_templates_words_are_adapted(ready):
     np.testing.assert_allclose(found, expected, atol=2e-5)
     bare = _margins(once, once.params, some)
     assert np.abs(found - bare).max() > 1e-2
+
+
+def test_cores_start_as_the_model_and_are_the_update_they_say(ready):
+    """R = 0 changes nothing; else it is the adapter A (R B^T), that of LoRA."""
+    chosen = Recipe(**SMALL, tuning="cores", rank=2, matrices="qkvogud", top=2)
+    cored, plain = ready(chosen), ready(Recipe(**SMALL, top=2))
+    model, adapter = cored.params["model"], cored.params["adapter"]
+    bare = _margins(plain, {"model": model, "adapter": {}}, plain.test)
+    np.testing.assert_allclose(
+        _margins(cored, cored.params, cored.test), bare, atol=1e-5
+    )
+    rng = np.random.default_rng(0)
+    drawn = {
+        name: 0.3 * rng.normal(size=core.shape).astype(np.float32)
+        for name, core in adapter["cores"].items()
+    }
+    lora = {
+        name: {
+            "a": basis["a"],
+            "b": np.einsum("lrs,lns->lrn", drawn[name], basis["b"]),
+        }
+        for name, basis in adapter["bases"].items()
+    }
+    expected = _margins(plain, {"model": model, "adapter": {"lora": lora}}, plain.test)
+    found = _margins(
+        cored, {"model": model, "adapter": adapter | {"cores": drawn}}, cored.test
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(found - bare).max() > 1e-2
+    # Inputs of the first adapted layer's q, as the model computes them: unit variance.
+    batch = cored.train.take(problem.CALIBRATION)
+    x = np.asarray(batch.inputs, np.float64)
+    x /= np.sqrt((x**2).mean(axis=-1, keepdims=True) + cored.config.epsilon)
+    x = (x * np.asarray(model["layers"]["attention_norm"][0])).reshape(-1, x.shape[-1])
+    spread = np.cov(x @ adapter["bases"]["q"]["a"][0], rowvar=False, ddof=0)
+    np.testing.assert_allclose(spread, np.eye(2), atol=1e-3)
+
+
+def test_a_head_is_a_regression_on_the_models_own_states(ready):
+    """Its margins at the start: those of states that are read here, by sklearn."""
+    made = ready(Recipe(**SMALL, tuning="cores", rank=2, after_text=True, head=True))
+    whole = ready(Recipe(**SMALL))
+    config, model = whole.config, whole.params["model"]
+
+    def states(batch):
+        rows = np.arange(len(batch.labels))
+        x = embed(config, model, jnp.asarray(batch.inputs), {})
+        x, _ = run_layers(config, model["layers"], x, {})
+        return np.asarray(finish(config, model, x[rows, batch.last]))
+
+    # Three layers are fewer than the five between those that are read: the last alone.
+    slopes, bias = head.regression([states(whole.train)], whole.train.labels)
+    expected = states(whole.test) @ slopes[0] + bias
+    np.testing.assert_allclose(
+        _margins(made, made.params, made.test), expected, atol=2e-3
+    )
+    found = problem.evaluate(made, made.params, made.train).accuracy
+    bare = made.params | {"adapter": {}}
+    assert found > problem.evaluate(made, bare, made.train).accuracy
 
 
 @pytest.mark.parametrize("name", ["opt", "opt-post-norm", "llama"])
@@ -643,6 +703,7 @@ def _train(tiny, output, *more):
         ("--top", "2", "--after-text"),
         ("--tuning", "prompt", "--after-text"),
         ("--no-after-text",),
+        ("--tuning", "cores", "--rank", "2", "--no-calibrate", "--head"),
     ],
 )
 def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys, where):

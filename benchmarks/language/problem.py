@@ -23,7 +23,7 @@ from benchmarks.language import (
     tokens,
     tuning,
 )
-from benchmarks.language.recipe import Recipe
+from benchmarks.language.recipe import Recipe, matrix_names
 from benchmarks.language.tasks import Examples
 from benchmarks.language.transformer import (
     Adapter,
@@ -469,6 +469,9 @@ def assemble(
         raise UsageError(f"top must be at most {layers}, got {recipe.top}")
     soft = recipe.tokens if recipe.tuning in ("prompt", "prefix") else 0
     check_room(model, soft + max(some.tokens.shape[1] for some in examples))
+    lacking = [x for x in matrix_names(recipe) if x not in params["layers"]]
+    if recipe.tuning in ("lora", "cores") and lacking:
+        raise UsageError(f"matrices: this model has no {', '.join(lacking)}")
     bottom = layers - recipe.top if recipe.top else 0
     if recipe.after_text:
         template = len(tasks.template_end(tokenizer))
@@ -492,8 +495,7 @@ def assemble(
         answers = lambda model: _answers(
             config, model, {}, some.inputs, some.last, words, some.text
         )
-        names = tuple(recipe.matrices)
-        adapter = tuning.cores(answers, params, recipe.rank, names=names)
+        adapter = tuning.cores(answers, params, recipe.rank, names=matrix_names(recipe))
     if recipe.head:
         adapter["head"] = _fitted_head(config, params, adapter, batches[0], bottom)
     if recipe.calibrate:
@@ -517,7 +519,7 @@ def start_adapter(
         return {"scales": quantized.floats(params)}
     if recipe.tuning == "lora":
         key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
-        return tuning.lora(params, recipe.rank, key, names=tuple(recipe.matrices))
+        return tuning.lora(params, recipe.rank, key, names=matrix_names(recipe))
     if recipe.tuning == "prompt":
         return tuning.soft_prompt(params, virtual)
     return tuning.prefix(config, params, virtual)

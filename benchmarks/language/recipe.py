@@ -17,7 +17,15 @@ from benchmarks import LARGEST, UsageError
 from benchmarks.language.tuning import TUNINGS
 from zojax import perturbations
 
-__all__ = ["ESTIMATORS", "PRESETS", "Recipe", "optimizer", "queries", "read"]
+__all__ = [
+    "ESTIMATORS",
+    "PRESETS",
+    "Recipe",
+    "matrix_names",
+    "optimizer",
+    "queries",
+    "read",
+]
 
 SAMPLERS = {
     "gaussian": perturbations.gaussian,
@@ -46,6 +54,8 @@ NEEDS = {
 }
 OBJECTIVES = ("cross-entropy", "accuracy")
 OPTIMIZERS = ("sgd", "momentum", "adam", "radazo")
+# What each letter of ``matrices`` names.
+NAMES = {"g": "gate", "u": "up", "d": "down", **{name: name for name in "qkvo"}}
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -71,8 +81,9 @@ class Recipe:
     rank: int = _option(8, "of LoRA; the side of cores")
     matrices: str = _option(
         "qv",
-        "what LoRA and cores adapt: q, k, v, o of the attention",
-        ("v", "qv", "qk", "qkv", "qkvo"),
+        "what LoRA and cores adapt: q, k, v, o of the attention, g, u, d (gate, up,"
+        " down) of the MLP",
+        ("v", "od", "qv", "qk", "qkv", "qkvo", "qkvod", "qkvogud"),
     )
     freeze_a: bool = _option(False, "tune only the B of LoRA's A B")
     after_text: bool = _option(
@@ -284,6 +295,11 @@ def read(path: Path) -> dict[str, Any]:
         unknown = sorted(set(fields) - known) if isinstance(fields, dict) else fields
         raise UsageError(f"{path}: unknown {unknown}, choose from {sorted(known)}")
     return fields
+
+
+def matrix_names(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the matrices of a layer that are adapted."""
+    return tuple(NAMES[letter] for letter in recipe.matrices)
 
 
 def queries(recipe: Recipe) -> int:
