@@ -96,12 +96,12 @@ def test_lazy_example():
 def test_devices_example():
     """Directions, batch and parameters over a mesh of eight devices."""
     names = {"jax": jax, "jnp": jnp, "optax": optax, "zojax": zojax}
-    exec(compile(EXAMPLES[5], "README.md", "exec"), names)
+    exec(compile(EXAMPLES[6], "README.md", "exec"), names)
     params, loss = names["params"], names["loss"]
     assert params["w"].sharding.spec == jax.P(None, "model")
     after = loss(params, *names["batch"])
     assert after < loss({"w": 0 * params["w"]}, *names["batch"])
-    exec(compile(EXAMPLES[6], "README.md", "exec"), names)
+    exec(compile(EXAMPLES[7], "README.md", "exec"), names)
     assert names["params"]["w"].sharding.spec == jax.P(None, "model")
     assert loss(names["params"], *names["batch"]) < after
 

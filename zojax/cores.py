@@ -91,16 +91,19 @@ def principal_bases(
 
     Args:
       function: (params, *args) -> anything, as in value_fn; ``x @ W``, flax's Dense and
-        Linear, einsum over one axis of a matrix.
+        Linear and attention, einsum over all axes of a side of a matrix.
       params: pytree; leaves with two axes or more are stacks of matrices [..., m, n].
+        Of a leaf that was in no product as such, as [width, heads, size] of flax's
+        attention, several axes are taken as a side: function runs again for each way.
       *args: what else function takes: a batch.
       rank: r of inputs and s of outputs, or one number for both; at most the side's.
       which: pytree prefix of bools, True where matrices get cores, or a function of
         params that returns one.
 
     Returns:
-      A pytree like params: a :class:`Basis` at each such stack, None elsewhere. A
-      direction along which nothing varies is 0.
+      A pytree like params: a :class:`Basis` at each such stack, None elsewhere: what
+      is only looked up, convolved or multiplied in parts, and several axes that are
+      more than 16,384 together. A direction along which nothing varies is 0.
 
     Raises:
       ValueError: for an argument out of its range, a chosen matrix with a side longer

@@ -62,10 +62,14 @@ def low_rank(rank: int, base: Sampler | None = None) -> Sampler:
         x (W + mu v) = x W + mu (x A) B^T / sqrt(r),
 
     for all directions at once with the same W. Products (``dot_general``) with a matrix
-    axis, embedding lookups, transposes, casts, slices, and these under ``jit``,
-    ``scan`` and ``jax.checkpoint`` keep the factors. Elsewhere (elementwise use of a
-    matrix, convolutions, ``cond`` and ``while_loop``) W + mu v is formed, for each
-    direction. The factors stay in float32: mu v is not rounded with W.
+    axis, embedding lookups, transposes, reshapes of a side, casts, slices, and these
+    under ``jit``, ``scan`` and ``jax.checkpoint`` keep the factors. Elsewhere
+    (elementwise use of a matrix, convolutions, ``cond`` and ``while_loop``) W + mu v is
+    formed, for each direction. The factors stay in float32: mu v is not rounded with W.
+
+    A kernel [width, heads, size] that is summed over its first axis is formed, too, as
+    a stack of ``width`` matrices. Held as a matrix [width, heads * size] that value_fn
+    reshapes it keeps its factors.
 
     Args:
       rank: r, 1 or more; min(m, n) and beyond are possible.
