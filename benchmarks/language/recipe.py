@@ -219,6 +219,18 @@ _LORA = Recipe(
     learning_rate=0.2,
     batch=32,
 )
+_CORES = Recipe(
+    tuning="cores",
+    top=16,
+    matrices="qkvod",
+    rank=4,
+    after_text=True,
+    calibrate=True,
+    smoothing=1e-2,
+    learning_rate=0.05,
+    batch=64,
+    sentences=4096,
+)
 _PROMPT = Recipe(
     tuning="prompt",
     after_text=True,
@@ -232,6 +244,16 @@ PRESETS: dict[str, tuple[str, Recipe]] = {
         "lora-zo in a few minutes: expect some 75% on the test sentences, five points"
         " above calibrated zero-shot",
         dataclasses.replace(_LORA, steps=400, sentences=512),
+    ),
+    "head-cores-zo": (
+        "from a logistic regression on the model's states on: cores that move these,"
+        " forward passes only",
+        dataclasses.replace(_CORES, head=True, calibrate=False, steps=900),
+    ),
+    "cores-zo": (
+        "4 x 4 cores between principal directions in the last 16 layers, at the words"
+        " after the text, from calibrated zero-shot, forward passes only",
+        dataclasses.replace(_CORES, steps=600),
     ),
     "lora-zo": (
         "LoRA on queries and keys of the last 16 layers, at the words after the text,"
