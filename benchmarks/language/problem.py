@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,7 @@ __all__ = [
     "load_splits",
     "loss",
     "make",
+    "run_before",
     "run_texts",
     "start_adapter",
     "trainable_and_stacked",
@@ -366,6 +368,22 @@ def _below(
     return batches
 
 
+def run_before(
+    config: Config, model: Params, rows: jax.Array, ends: jax.Array, *, bottom: int
+) -> tuple[jax.Array, Adapter]:
+    """Runs sentences i32[B, T] up to their ends i32[B, E], positions of the template.
+
+    Returns what the bottom layers answer at the ends, f[B, E, D], and the keys and
+    values of the layers above, f[B, L, T, ...]: those at the ends do not matter.
+    """
+    split = lambda part: jax.tree.map(lambda leaf: leaf[part], model["layers"])
+    x = embed(config, model, rows, {})
+    x, _ = run_layers(config, split(slice(bottom)), x, {})
+    _, own = run_layers(config, split(slice(bottom, None)), x, {})
+    own = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), own)
+    return jnp.take_along_axis(x, ends[..., None], axis=1), own
+
+
 def run_texts(
     config: Config,
     model: Params,
@@ -389,15 +407,7 @@ def run_texts(
     """
     first = model["layers"]["q"]
     layers, width = first.shape[0] - bottom, first.shape[1]
-
-    @jax.jit
-    def run(model, rows, ends):
-        split = lambda part: jax.tree.map(lambda leaf: leaf[part], model["layers"])
-        x = embed(config, model, rows, {})
-        x, _ = run_layers(config, split(slice(bottom)), x, {})
-        _, own = run_layers(config, split(slice(bottom, None)), x, {})
-        own = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), own)
-        return jnp.take_along_axis(x, ends[..., None], axis=1), own
+    run = jax.jit(functools.partial(run_before, config, bottom=bottom))
 
     number, length = len(examples.labels), examples.last + 1 - template
     longest = int(length.max())
