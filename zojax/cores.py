@@ -6,6 +6,7 @@ an estimate from values needs. No copy of W is made: x W + ((x A) R) B^T.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from zojax._objective import check_params
 from zojax.perturbations._composed import broadcast_mask
 from zojax.perturbations._low_rank.array import LowRankArray, formed, is_factored
 from zojax.perturbations._low_rank.interpreter import of_factors
-from zojax.perturbations._low_rank.watch import Moments, Sides, watched
+from zojax.perturbations._low_rank.watch import Met, Moments, watched
 
 __all__ = ["Basis", "adapt", "merge", "principal_bases", "zeros"]
 
@@ -26,7 +27,11 @@ LARGEST = 16_384  # longest side of a matrix whose principal directions are foun
 
 
 class Basis(NamedTuple):
-    """Fixed directions at the two sides of a stack of matrices W[..., m, n]."""
+    """Fixed directions at the two sides of a stack of matrices W[..., m, n].
+
+    The axes of a side with several count as one: a kernel [width, heads, size] that is
+    contracted over its first axis has m = width and n = heads * size.
+    """
 
     a: jax.Array  # f[..., m, r]
     b: jax.Array  # f[..., n, s]
@@ -50,14 +55,14 @@ def _directions(moments: Moments, rank: int, whiten: bool) -> jax.Array:
     return vectors / jnp.where(deviations > 0, deviations, jnp.inf)
 
 
-def _basis_of(leaf: Any, sides: list[Sides], ranks: tuple[int, int]) -> Basis:
+def _basis_of(leaf: Any, met: Met, ranks: tuple[int, int]) -> Basis:
     """One pair of directions for each matrix of a stack."""
-    *stack, m, n = jnp.shape(leaf)
+    stack, m, n = met.reading.shape(leaf)
     pairs = []
-    for met in sides:
-        rank_m, rank_n = ranks if met.into_m else ranks[::-1]
-        a = _directions(met.m, min(rank_m, m), met.into_m)
-        b = _directions(met.n, min(rank_n, n), not met.into_m)
+    for one in met.sides:
+        rank_m, rank_n = ranks if one.into_m else ranks[::-1]
+        a = _directions(one.m, min(rank_m, m), one.into_m)
+        b = _directions(one.n, min(rank_n, n), not one.into_m)
         pairs.append((a, b))
     a, b = (jnp.stack(x) for x in zip(*pairs, strict=True))
     return Basis(a.reshape(*stack, *a.shape[1:]), b.reshape(*stack, *b.shape[1:]))
@@ -135,12 +140,12 @@ def principal_bases(
                 f"which must be False at params{name}: a side of at most {LARGEST} is"
                 f" accepted, got shape {shape}"
             )
-    found = watched(function, params, chosen, args)
-    bases: list[Basis | None] = []
-    for (_, leaf), sides in zip(paths, found, strict=True):
-        met = [one for one in sides or () if one is not None]
-        whole = bool(met) and len(met) == len(sides or ())
-        bases.append(_basis_of(leaf, met, ranks) if whole else None)
+    bases = [
+        None if met is None else _basis_of(leaf, met, ranks)
+        for (_, leaf), met in zip(
+            paths, watched(function, params, chosen, args, LARGEST), strict=True
+        )
+    ]
     if not any(basis is not None for basis in bases):
         names = [
             jax.tree_util.keystr(path)
@@ -188,6 +193,19 @@ def zeros(bases: PyTree, dtype: Any = jnp.float32) -> PyTree:
     return jax.tree.map(core, bases, is_leaf=_is_basis)
 
 
+def _factored(leaf: jax.Array, basis: Basis, core: Any) -> LowRankArray:
+    """W, A R and B, whose sides have the axes that W's have."""
+    wide = wide_dtype(leaf.dtype)
+    a, b, r = (jnp.asarray(x, wide) for x in (*basis, core))
+    first = a.ndim - 2  # of m; where n begins its sides say
+    for n in range(first + 1, leaf.ndim):
+        of_m, of_n = leaf.shape[first:n], leaf.shape[n:]
+        if (math.prod(of_m), math.prod(of_n)) == (a.shape[-2], b.shape[-2]):
+            break
+    split = lambda x, sizes: x.reshape(*x.shape[:-2], *sizes, x.shape[-1])
+    return LowRankArray(leaf, split(a @ r, of_m), split(b, of_n), jnp.ones((), wide))
+
+
 def _attached(cores: PyTree, frozen: PyTree, bases: PyTree) -> PyTree:
     """The params with W, A R and B in the place of W."""
     structure: Any
@@ -203,9 +221,7 @@ def _attached(cores: PyTree, frozen: PyTree, bases: PyTree) -> PyTree:
         if basis is None:
             out.append(leaf)
             continue
-        wide = wide_dtype(jnp.result_type(leaf))
-        a, b, r = (jnp.asarray(x, wide) for x in (*basis, core))
-        out.append(LowRankArray(jnp.asarray(leaf), a @ r, b, jnp.ones((), wide)))
+        out.append(_factored(jnp.asarray(leaf), basis, core))
     return jax.tree.unflatten(structure, out)
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import operator
 import string
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ from zojax.perturbations._low_rank.array import (
     add_scaled,
     formed,
     is_factored,
+    sides,
 )
 
 VERSIONS = "0.9 to 0.12"
@@ -54,8 +57,30 @@ def _replaced(x: LowRankArray, function: Callable, *args: Any) -> LowRankArray:
 
 def _by_axis(x: LowRankArray, along: tuple, rank: Any) -> tuple[tuple, tuple, tuple]:
     """What is given for each axis of x, for each axis of value, a and b."""
-    *leading, m, n = along
-    return tuple(along), (*leading, m, rank), (*leading, n, rank)
+    m, n = sides(x)
+    return tuple(along), (*along[:n], rank), (*along[:m], *along[n:], rank)
+
+
+def axis_names(eqn: JaxprEqn, lhs: Any, rhs: Any) -> tuple[list, list, list]:
+    """A letter for each axis of the operands of dot_general, and of what comes out."""
+    (contract_lhs, contract_rhs), (batch_lhs, batch_rhs) = eqn.params[
+        "dimension_numbers"
+    ]
+    letters = iter(string.ascii_letters)
+    shared = {}
+    for i, j in zip(
+        (*batch_lhs, *contract_lhs), (*batch_rhs, *contract_rhs), strict=True
+    ):
+        shared[0, i] = shared[1, j] = next(letters)
+    ndim = lambda x: x.value.ndim if is_factored(x) else jnp.ndim(x)
+    lhs_names, rhs_names = (
+        [shared.get((which, i)) or next(letters) for i in range(ndim(x))]
+        for which, x in enumerate((lhs, rhs))
+    )
+    summed = {shared[0, i] for i in contract_lhs}
+    out = [shared[0, i] for i in batch_lhs]
+    out += [n for n in lhs_names + rhs_names if n not in summed and n not in out]
+    return lhs_names, rhs_names, out
 
 
 def dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
@@ -65,39 +90,24 @@ def dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
             lhs = formed(lhs)
         else:
             rhs = formed(rhs)
-    (contract_lhs, contract_rhs), (batch_lhs, batch_rhs) = eqn.params[
-        "dimension_numbers"
-    ]
     left = is_factored(lhs)
     matrix, x = (lhs, rhs) if left else (rhs, lhs)
-    contracted = contract_lhs if left else contract_rhs
-    batch = batch_lhs if left else batch_rhs
-    m_axis = matrix.value.ndim - 2
-    stacked = all(i < m_axis for i in batch)
-    if len(contracted) != 1 or contracted[0] < m_axis or not stacked:
+    contracts, batches = eqn.params["dimension_numbers"]
+    contracted, batch = ({*part[0 if left else 1]} for part in (contracts, batches))
+    m, n = sides(matrix)
+    over_m = contracted <= {*range(m, n)}
+    over_n = contracted <= {*range(n, matrix.value.ndim)}
+    if not contracted or not (over_m or over_n) or not batch <= {*range(m)}:
         return None
 
-    letters = iter(string.ascii_letters)
-    shared = {}
-    for i, j in zip(
-        (*batch_lhs, *contract_lhs), (*batch_rhs, *contract_rhs), strict=True
-    ):
-        shared[0, i] = shared[1, j] = next(letters)
-    names = lambda which, ndim: [
-        shared[which, i] if (which, i) in shared else next(letters) for i in range(ndim)
-    ]
-    ndim = lambda x: x.value.ndim if is_factored(x) else jnp.ndim(x)
-    lhs_names, rhs_names = names(0, ndim(lhs)), names(1, ndim(rhs))
-    summed = {shared[0, i] for i in contract_lhs}
-    out = [shared[0, i] for i in batch_lhs]
-    out += [n for n in lhs_names + rhs_names if n not in summed and n not in out]
-    r = next(letters)
+    lhs_names, rhs_names, out = axis_names(eqn, lhs, rhs)
     of_matrix, of_x = (lhs_names, rhs_names) if left else (rhs_names, lhs_names)
+    r = min({*string.ascii_letters} - {*lhs_names, *rhs_names})
     _, of_a, of_b = _by_axis(matrix, tuple(of_matrix), r)
-    near, far = (matrix.a, of_a), (matrix.b, of_b)
-    if contracted[0] != m_axis:
-        near, far = far, near
-    between = [n for n in out if n != far[1][-2]] + [r]
+    near, far, other = (matrix.a, of_a), (matrix.b, of_b), of_matrix[n:]
+    if over_n:
+        near, far, other = far, near, of_matrix[m:n]
+    between = [name for name in out if name not in other] + [r]
 
     precision = eqn.params["precision"]
     # An algorithm names the dtypes of the operands, which factors do not have.
@@ -121,14 +131,15 @@ def dot_general(eqn: JaxprEqn, lhs: Any, rhs: Any) -> jax.Array | None:
 
 
 def _transpose(eqn: JaxprEqn, x: LowRankArray) -> LowRankArray | None:
-    order = eqn.params["permutation"]
-    m_axis, n_axis = len(order) - 2, len(order) - 1
-    if set(order[-2:]) != {m_axis, n_axis}:
+    order, (m, n) = tuple(eqn.params["permutation"]), sides(x)
+    of_m, of_n = tuple(range(m, n)), tuple(range(n, len(order)))
+    if order[m:] not in (of_m + of_n, of_n + of_m):
         return None
-    factors = (*order[:-2], m_axis, n_axis)
-    swapped = order[-1] == m_axis
+    swapped = order[m:] == of_n + of_m
     value = jnp.transpose(x.value, order)
-    a, b = (jnp.transpose(leaf, factors) for leaf in (x.a, x.b))
+    a, b = (
+        jnp.transpose(leaf, (*order[:m], *range(m, leaf.ndim))) for leaf in (x.a, x.b)
+    )
     return LowRankArray(value, *((b, a) if swapped else (a, b)), x.scale)
 
 
@@ -173,26 +184,40 @@ def _split(eqn: JaxprEqn, x: LowRankArray) -> list[LowRankArray]:
         jax.lax.slice_in_dim(leaf, end - int(size), end, axis=axis)
         for end, size in zip(ends, sizes, strict=True)
     ]
-    m_axis = x.value.ndim - 2
+    m, n = sides(x)
     whole = lambda leaf: [leaf] * len(sizes)
-    a = whole(x.a) if axis == m_axis + 1 else cut(x.a, axis)
-    b = whole(x.b) if axis == m_axis else cut(x.b, min(axis, m_axis))
+    a = whole(x.a) if axis >= n else cut(x.a, axis)
+    b = whole(x.b) if m <= axis < n else cut(x.b, axis if axis < m else axis - n + m)
     parts = zip(cut(x.value, axis), a, b, strict=True)
     return [LowRankArray(*part, x.scale) for part in parts]
 
 
 def _squeeze(eqn: JaxprEqn, x: LowRankArray) -> LowRankArray | None:
     axes = eqn.params["dimensions"]
-    if any(axis >= x.value.ndim - 2 for axis in axes):
+    if any(axis >= sides(x)[0] for axis in axes):
         return None
     return _replaced(x, lambda leaf: jax.lax.squeeze(leaf, axes))
 
 
 def _reshape(eqn: JaxprEqn, x: LowRankArray) -> LowRankArray | None:
-    sizes = eqn.params["new_sizes"]
-    if sizes[-2:] != x.value.shape[-2:] or eqn.params["dimensions"] is not None:
+    """Another stack of the same matrices, or other axes of each of their sides."""
+    sizes, shape, (m, n) = tuple(eqn.params["new_sizes"]), x.value.shape, sides(x)
+    if eqn.params["dimensions"] is not None:
         return None
-    return _replaced(x, jnp.reshape, _by_axis(x, sizes, x.a.shape[-1]))
+    new_m = len(sizes) - len(shape) + m
+    new_n = new_m + n - m
+    if new_m < 0 or sizes[new_m:] != shape[m:]:
+        if 0 in sizes or eqn.params.get("sharding") is not None:
+            return None
+        # Where the stack and where m end, of the new axes.
+        ends = [1, *itertools.accumulate(sizes, operator.mul)]
+        new_m = ends.index(s) if (s := math.prod(shape[:m])) in ends else len(sizes)
+        if (end := math.prod(shape[:n])) not in ends[new_m + 1 : -1]:
+            return None
+        new_n = ends.index(end, new_m + 1)
+    rank = x.a.shape[-1]
+    of_a, of_b = (*sizes[:new_n], rank), (*sizes[:new_m], *sizes[new_n:], rank)
+    return _replaced(x, jnp.reshape, (sizes, of_a, of_b))
 
 
 def _gather(eqn: JaxprEqn, x: Any, indices: Any) -> Any:
@@ -212,17 +237,17 @@ def _gather(eqn: JaxprEqn, x: Any, indices: Any) -> Any:
             operand, indices, **{**params, "slice_sizes": sizes, **options}
         )
 
-    m_axis, n_axis = len(shape) - 2, len(shape) - 1
-    if m_axis in whole and n_axis in whole:
+    m = sides(x)[0]
+    if {*range(m, len(shape))} <= {*whole}:
         out_aval: Any = eqn.outvars[0].aval
-        ndim = out_aval.ndim
-        if numbers.offset_dims[-2:] != (ndim - 2, ndim - 1):
+        last = tuple(range(out_aval.ndim - len(shape) + m, out_aval.ndim))
+        if numbers.offset_dims[m - len(shape) :] != last:
             return None
         return _replaced(x, gather, _by_axis(x, sizes, rank))
     if len(shape) != 2 or len(whole) != 1:
         return None
     (axis,) = whole
-    near, far = (x.a, x.b) if axis == n_axis else (x.b.T, x.a)
+    near, far = (x.a, x.b) if axis == 1 else (x.b.T, x.a)
     sizes_near = tuple(rank if i == axis else n for i, n in enumerate(sizes))
     # Beyond the bounds the value alone says what is filled in.
     near = gather(near, sizes_near, fill_value=0)
@@ -258,7 +283,7 @@ def _scan(run: Run, eqn: JaxprEqn, *inputs: Any) -> list:
     consts, init, xs = scan_inputs(params, inputs)
     init = [formed(x) for x in init]
     # A slice of a matrix has no factors of its own.
-    xs = [formed(x) if is_factored(x) and x.value.ndim < 3 else x for x in xs]
+    xs = [formed(x) if is_factored(x) and sides(x)[0] == 0 else x for x in xs]
     scales = [x.scale if is_factored(x) else None for x in xs]
     parts = [(x.value, x.a, x.b) if is_factored(x) else x for x in xs]
     body = params["jaxpr"]

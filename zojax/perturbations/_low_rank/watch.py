@@ -7,6 +7,8 @@ is, and which side. They live through slices and transposes, as factors do.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +17,12 @@ import jax.numpy as jnp
 
 from zojax._numerics import PyTree, wide_dtype
 from zojax.perturbations._low_rank import interpreter
-from zojax.perturbations._low_rank.array import HIGHEST, LowRankArray, is_factored
+from zojax.perturbations._low_rank.array import (
+    HIGHEST,
+    LowRankArray,
+    is_factored,
+    sides,
+)
 
 if TYPE_CHECKING:
     from jax.extend.core import JaxprEqn
@@ -56,6 +63,32 @@ class Sides(NamedTuple):
     into_m: bool  # whether W is used as x W, and not as W x
 
 
+class Reading(NamedTuple):
+    """The axes of a leaf as those of a stack of matrices: stack, m, n."""
+
+    m: int  # the first axis of each side
+    n: int
+
+    def shape(self, leaf: Any) -> tuple[tuple[int, ...], int, int]:
+        """(The stack's axes, m, n)."""
+        shape = jnp.shape(leaf)
+        rest = shape[self.m : self.n], shape[self.n :]
+        return shape[: self.m], math.prod(rest[0]), math.prod(rest[1])
+
+
+class Met(NamedTuple):
+    """What met each matrix of a leaf, in the order of the stack."""
+
+    reading: Reading
+    sides: list[Sides]
+
+
+def readings(ndim: int) -> list[Reading]:
+    """Ways to read so many axes; matrices of one axis a side first."""
+    pairs = itertools.combinations(range(ndim), 2)
+    return [Reading(*pair) for pair in sorted(pairs, reverse=True) if pair[1]]
+
+
 def _unrolled(run: interpreter.Run, eqn: JaxprEqn, *inputs: Any) -> list:
     """A scan as a Python loop, so that what is watched has values."""
     params = eqn.params
@@ -75,53 +108,89 @@ def _spread(x: Any) -> Any:
     """A factored stack whose scale has the axis of the stack, too."""
     if not is_factored(x):
         return x
-    if x.value.ndim < 3:  # a slice of a matrix is no matrix
+    if sides(x)[0] == 0:  # a slice of a matrix is no matrix
         return x.value
     scale = jnp.broadcast_to(x.scale, x.value.shape[:1])
     return LowRankArray(x.value, x.a, x.b, scale)
 
 
-def _marked(leaf: jax.Array, first: int) -> LowRankArray:
+def _marked(leaf: jax.Array, first: int, reading: Reading) -> LowRankArray:
     """A stack of matrices with markers 2i along m and 2i + 1 along n, i from first."""
-    *stack, m, n = leaf.shape
-    number = max(1, leaf.size // max(1, m * n))
+    shape, (m, n) = leaf.shape, reading
+    number = math.prod(shape[:m])
     marks = 2.0 * (first + jnp.arange(number, dtype=jnp.float32))
-    marks = marks.reshape(*stack, 1, 1)
-    along = lambda size, side: jnp.broadcast_to(marks + side, (*stack, size, 1))
-    return LowRankArray(leaf, along(m, 0.0), along(n, 1.0), jnp.zeros(()))
+
+    def along(sizes, side):
+        column = marks.reshape(*shape[:m], *[1] * len(sizes), 1) + side
+        return jnp.broadcast_to(column, (*shape[:m], *sizes, 1))
+
+    a, b = along(shape[m:n], 0.0), along(shape[n:], 1.0)
+    return LowRankArray(leaf, a, b, jnp.zeros(()))
+
+
+def _rows(x: jax.Array, names: list, at: dict[Any, int], last: list) -> jax.Array:
+    """f[N, n] of x, whose axes have names: at an index, those of ``last`` as rows."""
+    x = x[tuple(at.get(name, slice(None)) for name in names)]
+    left = [name for name in names if name not in at]
+    axes = [left.index(name) for name in last]
+    size = math.prod(x.shape[axis] for axis in axes)
+    return jnp.moveaxis(x, axes, range(-len(axes), 0)).reshape(-1, size)
 
 
 def watched(
-    function: Callable[..., Any], params: PyTree, chosen: list[bool], args: Any
-) -> list[list[Sides | None] | None]:
+    function: Callable[..., Any],
+    params: PyTree,
+    chosen: list[bool],
+    args: Any,
+    longest: int,
+) -> list[Met | None]:
     """Runs function(params, *args) and watches the chosen leaves.
 
     Args:
-      function: whose program is run.
+      function: whose program is run: once, and again for other readings of leaves with
+        three axes or more that were in no product as stacks of matrices.
       params, args: what it is given; arrays with values.
       chosen: for each leaf of params, whether it is watched; those have two axes or
-        more, the last two of them a matrix.
+        more.
+      longest: side that is watched.
 
     Returns:
-      For each leaf that is chosen what met each matrix of its stack, else None. A
-      matrix that was part of no whole product x W or W x has None.
+      For each leaf what met it, None where it is not chosen or where one of its
+      matrices was part of no whole product x W or W x.
     """
+    leaves = jax.tree.leaves(params)
+    out: list[Met | None] = [None] * len(leaves)
+    left = {
+        i: [
+            way
+            for way in readings(jnp.ndim(leaf))
+            if max(way.shape(leaf)[1:]) <= longest
+        ]
+        for i, leaf in enumerate(leaves)
+        if chosen[i]
+    }
+    while left := {i: ways for i, ways in left.items() if ways and out[i] is None}:
+        found = _watched_once(
+            function, params, {i: ways.pop(0) for i, ways in left.items()}, args
+        )
+        for i, met in found.items():
+            out[i] = met
+    return out
+
+
+def _watched_once(
+    function: Callable[..., Any], params: PyTree, ways: dict[int, Reading], args: Any
+) -> dict[int, Met]:
+    """Watches leaves as they are read; those are left out that were not met."""
     leaves, structure = jax.tree.flatten(params)
     found: dict[int, Sides] = {}
-    starts, total = [], 0
-    for i, leaf in enumerate(leaves):
-        starts.append(total)
-        if chosen[i]:
-            leaves[i] = _marked(jnp.asarray(leaf), total)
-            total += leaves[i].value.size // max(1, leaf.shape[-2] * leaf.shape[-1])
-    shapes = {
-        start: leaf.value.shape[-2:]
-        for start, leaf in zip(starts, leaves, strict=True)
-        if is_factored(leaf)
-    }
-
-    def shape_of(which):
-        return shapes[max(start for start in shapes if start <= which)]
+    starts: dict[int, int] = {}
+    shapes: list[tuple[int, int]] = []  # of each marked matrix
+    for i, way in ways.items():
+        stack, *shape = way.shape(leaves[i])
+        starts[i] = len(shapes)
+        shapes += [(shape[0], shape[1])] * math.prod(stack)
+        leaves[i] = _marked(jnp.asarray(leaves[i]), starts[i], way)
 
     def product(run, eqn, lhs, rhs):
         """A product, after a look at its operands."""
@@ -129,38 +198,41 @@ def watched(
         out = interpreter.dot_general(eqn, lhs, rhs)
         if out is None or (is_factored(lhs) and is_factored(rhs)):
             return out
-        left = is_factored(lhs)
-        matrix, x = (lhs, rhs) if left else (rhs, lhs)
-        (contracted, _) = eqn.params["dimension_numbers"]
-        axis, x_axis = contracted if left else contracted[::-1]
-        if matrix.value.ndim != 2:
-            return out
-        mark = int(matrix.a[0, 0])
-        which, swapped = divmod(mark, 2)
-        m, n = shape_of(which)
-        if matrix.value.shape != ((n, m) if swapped else (m, n)):
-            return out  # a part of a matrix
-        # The free axis of the matrix is the last of the output, or the first.
-        far = 0 if left else out.ndim - 1
-        rows = lambda y, axis: jnp.moveaxis(y, axis, -1).reshape(-1, y.shape[axis])
-        into, outof = _moments(rows(x, x_axis[0])), _moments(rows(out, far))
-        into_m = (axis[0] == 0) != bool(swapped)
-        new = Sides(*((into, outof) if into_m else (outof, into)), into_m)
-        old = found.get(which)
-        if old is not None and old.into_m == into_m:
-            new = Sides(_pooled(old.m, new.m), _pooled(old.n, new.n), into_m)
-        found[which] = new
+        of_lhs, of_rhs, of_out = interpreter.axis_names(eqn, lhs, rhs)
+        pairs = (lhs, of_lhs), (rhs, of_rhs)
+        (matrix, names), (x, of_x) = pairs if is_factored(lhs) else pairs[::-1]
+        m, n = sides(matrix)
+        near, far = names[m:n], names[n:]
+        if near[0] in of_out:  # not the side that is summed over
+            near, far = far, near
+        if any(name in of_out for name in near):
+            return out  # a part of a side
+        shape = matrix.value.shape
+        shape = math.prod(shape[m:n]), math.prod(shape[n:])
+        for index in itertools.product(*map(range, matrix.value.shape[:m])):
+            which, swapped = divmod(int(matrix.a[index].ravel()[0]), 2)
+            if shape != (shapes[which][::-1] if swapped else shapes[which]):
+                continue  # a part of a matrix
+            at = dict(zip(names[:m], index, strict=True))
+            into = _moments(_rows(x, of_x, at, near))
+            outof = _moments(_rows(out, of_out, at, far))
+            into_m = (near == names[m:n]) != bool(swapped)
+            new = Sides(*((into, outof) if into_m else (outof, into)), into_m)
+            old = found.get(which)
+            if old is not None and old.into_m == into_m:
+                new = Sides(_pooled(old.m, new.m), _pooled(old.n, new.n), into_m)
+            found[which] = new
         return out
 
     rules = interpreter.NESTED | {"scan": _unrolled, "dot_general": product}
     interpreter.of_factors(function, rules)(
         jax.tree.unflatten(structure, leaves), *args
     )
-    out: list[list[Sides | None] | None] = []
-    for start, leaf in zip(starts, leaves, strict=True):
-        if not is_factored(leaf):
-            out.append(None)
-            continue
-        number = leaf.a[..., 0, 0].size
-        out.append([found.get(start + i) for i in range(number)])
-    return out
+    whole = {}
+    for i, way in ways.items():
+        number = math.prod(leaves[i].value.shape[: way.m])
+        met = [found.get(starts[i] + j) for j in range(number)]
+        every = [one for one in met if one is not None]
+        if every and len(every) == len(met):
+            whole[i] = Met(way, every)
+    return whole
