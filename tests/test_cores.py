@@ -127,6 +127,8 @@ def test_targets_come_first(shape):
     # One target may come without its axis.
     one = cores.principal_bases(function, W, x, rank=(3, 2), targets=draw[:, 0])
     np.testing.assert_allclose(one.a[:, 0], found.a[:, 0], rtol=1e-4)
+    alone = cores.principal_bases(function, W, x, rank=(1, 2), targets=draw[:, 0])
+    np.testing.assert_array_equal(alone.a, one.a[:, :1])
 
 
 def test_targets_that_tell_nothing_have_no_direction():

@@ -455,6 +455,8 @@ ESTIMATES = {
         "after_text": True,
         "head": True,
         "dtype": "int8",
+        "matrices": "ogud",
+        "predicting": True,
     },
 }
 
@@ -720,7 +722,7 @@ def _train(tiny, output, *more):
         ("--top", "2", "--after-text"),
         ("--tuning", "prompt", "--after-text"),
         ("--no-after-text",),
-        ("--tuning", "cores", "--rank", "2", "--no-calibrate", "--head"),
+        ("--preset", "head-cores-zo", "--top", "2", "--no-calibrate"),
     ],
 )
 def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys, where):

@@ -75,8 +75,11 @@ def _predicting(moments: Moments) -> jax.Array:
 
 def _inputs(moments: Moments, rank: int) -> jax.Array:
     """What predicts targets, then principal directions: f[n, rank] of unit variance."""
-    rest = max(0, rank - moments.cross.shape[1])
-    return jnp.concatenate([_predicting(moments), _principal(moments, rest, True)], 1)
+    first = _predicting(moments)
+    rest = rank - first.shape[1]
+    if rest <= 0:
+        return first
+    return jnp.concatenate([first, _principal(moments, rest, True)], axis=1)
 
 
 def _basis_of(leaf: Any, met: Met, ranks: tuple[int, int]) -> Basis:

@@ -62,6 +62,7 @@ __all__ = [
 LONGEST = 64  # tokens of a validation or test sentence; longer ones are cut
 ROWS, WIDTH = 32, 8  # sentences at a time, and what lengths are rounded up to
 CALIBRATION = slice(512)  # training sentences whose margins set the constant
+PREDICTING = slice(2048)  # those that labels are predicted for, by wide layers
 FIXED = ("bases", "bias", "head")  # parts of an adapter that are not tuned
 START = "Classify the sentiment of this movie review sentence:"
 STACKED = ("layers", "embed", "head", "positions")  # slices along the first axis
@@ -501,11 +502,7 @@ def assemble(
     virtual = np.resize(np.asarray(ids, np.int32), recipe.tokens)
     adapter = start_adapter(recipe, config, params, virtual)
     if recipe.tuning == "cores":
-        some = jax.tree.map(jnp.asarray, batches[0].take(CALIBRATION))
-        answers = lambda model: _answers(
-            config, model, {}, some.inputs, some.last, words, some.text
-        )
-        adapter = tuning.cores(answers, params, recipe.rank, names=matrix_names(recipe))
+        adapter = _cores(recipe, config, params, batches[0], words)
     if recipe.head:
         adapter["head"] = _fitted_head(config, params, adapter, batches[0], bottom)
     if recipe.calibrate:
@@ -517,6 +514,20 @@ def assemble(
     return Problem(
         config, {"model": params, "adapter": adapter}, *masks, words, *batches
     )
+
+
+def _cores(
+    recipe: Recipe, config: Config, params: Params, batch: Batch, words: np.ndarray
+) -> Adapter:
+    """Cores between directions of training sentences, each of them run once more."""
+    number = PREDICTING if recipe.predicting else CALIBRATION
+    some = jax.tree.map(jnp.asarray, batch.take(number))
+    labels = some.labels.astype(jnp.float32) if recipe.predicting else None
+    answers = lambda model: _answers(
+        config, model, {}, some.inputs, some.last, words, some.text
+    )
+    names = matrix_names(recipe)
+    return tuning.cores(answers, params, recipe.rank, names=names, labels=labels)
 
 
 def start_adapter(

@@ -49,6 +49,7 @@ LAZY = ("scales", "all")  # noise is drawn layer by layer
 NEEDS = {
     "top": ("lora", "cores"),
     "freeze_a": ("lora",),
+    "predicting": ("cores",),
     "after_text": ("lora", "cores", "prompt"),
     "head": ("lora", "cores"),
 }
@@ -83,7 +84,12 @@ class Recipe:
         "qv",
         "what LoRA and cores adapt: q, k, v, o of the attention, g, u, d (gate, up,"
         " down) of the MLP",
-        ("v", "od", "qv", "qk", "qkv", "qkvo", "qkvod", "qkvogud"),
+        ("v", "qv", "qk", "qkv", "qkvo", "ogud", "qkvogud"),
+    )
+    predicting: bool = _option(
+        False,
+        "cores have one input direction, the one that predicts the label, in the place"
+        " of so many principal ones",
     )
     freeze_a: bool = _option(False, "tune only the B of LoRA's A B")
     after_text: bool = _option(
@@ -222,8 +228,9 @@ _LORA = Recipe(
 _CORES = Recipe(
     tuning="cores",
     top=16,
-    matrices="qkvod",
+    matrices="ogud",
     rank=4,
+    predicting=True,
     after_text=True,
     calibrate=True,
     smoothing=1e-2,
