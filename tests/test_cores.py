@@ -105,6 +105,38 @@ def test_the_side_that_is_summed_over_is_the_input(function):
     assert_basis(Basis(found.b, found.a), X, y, 2, 3)
 
 
+@pytest.mark.parametrize("shape", [(40,), (20, 2), (10, 2, 2)])
+def test_targets_come_first(shape):
+    """Ridge regressions by numpy, of rows that share their sentence's targets."""
+    x = X.reshape(*shape, 5)
+    draw = np.random.default_rng(0).normal(size=(shape[0], 2))
+    function = lambda w, x: jnp.einsum("...i,io->...o", x, w)
+    found = cores.principal_bases(
+        function, W, x, rank=(3, 2), targets=jnp.asarray(draw)
+    )
+    rows = np.asarray(X, np.float64)
+    t = np.repeat(draw, len(rows) // shape[0], axis=0)
+    away, apart = rows - rows.mean(0), t - t.mean(0)
+    covariance = away.T @ away / len(rows)
+    ridge = np.trace(covariance) / 5 * np.eye(5)
+    slopes = np.linalg.solve(covariance + ridge, away.T @ apart / len(rows))
+    np.testing.assert_allclose(
+        found.a[:, :2], slopes / (rows @ slopes).std(axis=0), rtol=2e-3, atol=1e-4
+    )
+    assert_basis(Basis(found.a[:, 2:], found.b), rows, rows @ np.asarray(W), 1, 2)
+    # One target may come without its axis.
+    one = cores.principal_bases(function, W, x, rank=(3, 2), targets=draw[:, 0])
+    np.testing.assert_allclose(one.a[:, 0], found.a[:, 0], rtol=1e-4)
+    alone = cores.principal_bases(function, W, x, rank=(1, 2), targets=draw[:, 0])
+    np.testing.assert_array_equal(alone.a, one.a[:, :1])
+
+
+def test_targets_that_tell_nothing_have_no_direction():
+    found = cores.principal_bases(lambda w, x: x @ w, W, X, rank=2, targets=np.ones(40))
+    np.testing.assert_array_equal(found.a[:, 0], 0)
+    assert np.abs(found.a[:, 1]).max() > 0
+
+
 def test_reversed_scan():
     function = lambda layers, x: jax.lax.scan(
         lambda x, w: (jnp.tanh(x @ w), x), x, layers, reverse=True
@@ -301,6 +333,9 @@ def test_which_chooses():
         ({"rank": 1.5}, "rank"),
         ({"which": {"w": 1}}, "which must be"),
         ({"which": False}, "which must choose"),
+        ({"targets": jnp.ones((40, 5))}, "targets must be .* k from 1 to 4"),
+        ({"targets": jnp.ones(())}, "targets must be"),
+        ({"targets": jnp.ones(39)}, "targets must have the first axes"),
     ],
 )
 def test_arguments_are_checked(change, words):

@@ -17,7 +17,12 @@ from zojax._checks import check_int
 from zojax._numerics import PyTree, wide_dtype
 from zojax._objective import check_params
 from zojax.perturbations._composed import broadcast_mask
-from zojax.perturbations._low_rank.array import LowRankArray, formed, is_factored
+from zojax.perturbations._low_rank.array import (
+    HIGHEST,
+    LowRankArray,
+    formed,
+    is_factored,
+)
 from zojax.perturbations._low_rank.interpreter import of_factors
 from zojax.perturbations._low_rank.watch import Met, Moments, watched
 
@@ -41,7 +46,7 @@ def _is_basis(x: Any) -> bool:
     return x is None or isinstance(x, Basis)
 
 
-def _directions(moments: Moments, rank: int, whiten: bool) -> jax.Array:
+def _principal(moments: Moments, rank: int, whiten: bool) -> jax.Array:
     """Principal directions f[n, rank], divided by their deviations or times these."""
     values, vectors = jnp.linalg.eigh(moments.scatter / moments.number)
     values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
@@ -55,15 +60,37 @@ def _directions(moments: Moments, rank: int, whiten: bool) -> jax.Array:
     return vectors / jnp.where(deviations > 0, deviations, jnp.inf)
 
 
+def _predicting(moments: Moments) -> jax.Array:
+    """Directions f[n, k] of ridge regressions of the targets, of unit variance.
+
+    The ridge is the mean variance of an input: rows are few beside a wide layer.
+    """
+    covariance = moments.scatter / moments.number
+    ridge = jnp.trace(covariance) / len(covariance)
+    ridge = jnp.where(ridge > 0, ridge, 1) * jnp.eye(len(covariance))
+    slopes = jnp.linalg.solve(covariance + ridge, moments.cross / moments.number)
+    variances = jnp.einsum("nk,nm,mk->k", slopes, covariance, slopes, precision=HIGHEST)
+    return slopes / jnp.where(variances > 0, jnp.sqrt(variances), jnp.inf)
+
+
+def _inputs(moments: Moments, rank: int) -> jax.Array:
+    """What predicts targets, then principal directions: f[n, rank] of unit variance."""
+    first = _predicting(moments)
+    rest = rank - first.shape[1]
+    if rest <= 0:
+        return first
+    return jnp.concatenate([first, _principal(moments, rest, True)], axis=1)
+
+
 def _basis_of(leaf: Any, met: Met, ranks: tuple[int, int]) -> Basis:
     """One pair of directions for each matrix of a stack."""
-    stack, m, n = met.reading.shape(leaf)
+    stack, _, _ = met.reading.shape(leaf)
     pairs = []
     for one in met.sides:
-        rank_m, rank_n = ranks if one.into_m else ranks[::-1]
-        a = _directions(one.m, min(rank_m, m), one.into_m)
-        b = _directions(one.n, min(rank_n, n), not one.into_m)
-        pairs.append((a, b))
+        into, outof = (one.m, one.n) if one.into_m else (one.n, one.m)
+        inputs = _inputs(into, min(ranks[0], len(into.mean)))
+        outputs = _principal(outof, min(ranks[1], len(outof.mean)), False)
+        pairs.append((inputs, outputs) if one.into_m else (outputs, inputs))
     a, b = (jnp.stack(x) for x in zip(*pairs, strict=True))
     return Basis(a.reshape(*stack, *a.shape[1:]), b.reshape(*stack, *b.shape[1:]))
 
@@ -74,6 +101,7 @@ def principal_bases(
     *args: Any,
     rank: int | tuple[int, int] = 4,
     which: PyTree = True,
+    targets: jax.Array | None = None,
 ) -> PyTree:
     """Finds bases for cores: principal directions of inputs and outputs, with passes.
 
@@ -81,6 +109,10 @@ def principal_bases(
 
         cov(x) = sum_i l_i a_i a_i^T,   A = [a_i / sqrt(l_i)]     of the r largest l_i
         cov(y) = sum_i l_i b_i b_i^T,   B = [b_i sqrt(l_i)]
+
+    With targets t of the rows, labels say, the first of A are directions that predict
+    them, a_j = (cov(x) + mean l_i)^-1 cov(x, t_j) to scale: what a task depends on is
+    then met by few entries, and far fewer queries find its gradient.
 
     x A has unit variance, and an entry of R moves y by so much of y's own deviation
     along b_i: entries of all matrices are on one scale, and one step size serves all.
@@ -99,6 +131,9 @@ def principal_bases(
       rank: r of inputs and s of outputs, or one number for both; at most the side's.
       which: pytree prefix of bools, True where matrices get cores, or a function of
         params that returns one.
+      targets: f[B] or f[B..., k], k at most r, for a function whose rows x have the
+        first axes B...: of sentences, where x are their tokens. What is left of r are
+        principal directions.
 
     Returns:
       A pytree like params: a :class:`Basis` at each such stack, None elsewhere: what
@@ -131,6 +166,14 @@ def principal_bases(
         raise ValueError(f"rank must be a number or a pair of them, got {rank!r}")
     for number in ranks:
         check_int("rank", number, 1)
+    if targets is not None:
+        targets = jnp.asarray(targets, wide_dtype(jnp.float32))
+        targets = targets[:, None] if targets.ndim == 1 else targets
+        if targets.ndim == 0 or not 1 <= targets.shape[-1] <= ranks[0]:
+            raise ValueError(
+                f"targets must be f[B] or f[B..., k] with k from 1 to {ranks[0]}, got"
+                f" shape {targets.shape}"
+            )
     chosen = []
     flags = broadcast_mask("which", which, params)
     paths = jax.tree_util.tree_leaves_with_path(params)
@@ -146,7 +189,9 @@ def principal_bases(
     bases = [
         None if met is None else _basis_of(leaf, met, ranks)
         for (_, leaf), met in zip(
-            paths, watched(function, params, chosen, args, LARGEST), strict=True
+            paths,
+            watched(function, params, chosen, args, LARGEST, targets),
+            strict=True,
         )
     ]
     if not any(basis is not None for basis in bases):

@@ -21,6 +21,7 @@ STUDIES = {
     "generation": "benchmarks.language.generation",
     "objectives": "benchmarks.language.objectives",
     "probe": "benchmarks.language.probe",
+    "members": "benchmarks.language.members",
     "precision": "benchmarks.language.precision",
 }
 
@@ -29,6 +30,7 @@ ON_DEMAND = {
     "reward": "tunes the model by a rule that scores its texts",
     "generation": "times texts written by members of rank 1",
     "objectives": "lowers the share of wrong labels itself",
+    "members": "times members of one adapter as one batch",
     "probe": "fits a logistic regression to frozen states, the floor",
     "precision": "holds the weights in float32, bfloat16 and int8",
 }

@@ -210,7 +210,7 @@ def _finish(
         "forward_passes": run.step * recipe.queries(chosen),
     }
     _write_curve(folder, files["curve.csv"], run)
-    figure = report.curve_figure({"this run": pd.DataFrame(run.curve)}, floors, None)
+    figure = report.curve_figure({"this run": pd.DataFrame(run.curve)}, floors)
     folder.draw(files["curve.png"], figure)
     tuned = {name: run.tuned, "adapter": params["adapter"]}
     folder.save(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,7 @@ __all__ = [
     "load_splits",
     "loss",
     "make",
+    "run_before",
     "run_texts",
     "start_adapter",
     "trainable_and_stacked",
@@ -60,6 +62,7 @@ __all__ = [
 LONGEST = 64  # tokens of a validation or test sentence; longer ones are cut
 ROWS, WIDTH = 32, 8  # sentences at a time, and what lengths are rounded up to
 CALIBRATION = slice(512)  # training sentences whose margins set the constant
+PREDICTING = slice(2048)  # those that labels are predicted for, by wide layers
 FIXED = ("bases", "bias", "head")  # parts of an adapter that are not tuned
 START = "Classify the sentiment of this movie review sentence:"
 STACKED = ("layers", "embed", "head", "positions")  # slices along the first axis
@@ -366,6 +369,22 @@ def _below(
     return batches
 
 
+def run_before(
+    config: Config, model: Params, rows: jax.Array, ends: jax.Array, *, bottom: int
+) -> tuple[jax.Array, Adapter]:
+    """Runs sentences i32[B, T] up to their ends i32[B, E], positions of the template.
+
+    Returns what the bottom layers answer at the ends, f[B, E, D], and the keys and
+    values of the layers above, f[B, L, T, ...]: those at the ends do not matter.
+    """
+    split = lambda part: jax.tree.map(lambda leaf: leaf[part], model["layers"])
+    x = embed(config, model, rows, {})
+    x, _ = run_layers(config, split(slice(bottom)), x, {})
+    _, own = run_layers(config, split(slice(bottom, None)), x, {})
+    own = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), own)
+    return jnp.take_along_axis(x, ends[..., None], axis=1), own
+
+
 def run_texts(
     config: Config,
     model: Params,
@@ -389,15 +408,7 @@ def run_texts(
     """
     first = model["layers"]["q"]
     layers, width = first.shape[0] - bottom, first.shape[1]
-
-    @jax.jit
-    def run(model, rows, ends):
-        split = lambda part: jax.tree.map(lambda leaf: leaf[part], model["layers"])
-        x = embed(config, model, rows, {})
-        x, _ = run_layers(config, split(slice(bottom)), x, {})
-        _, own = run_layers(config, split(slice(bottom, None)), x, {})
-        own = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), own)
-        return jnp.take_along_axis(x, ends[..., None], axis=1), own
+    run = jax.jit(functools.partial(run_before, config, bottom=bottom))
 
     number, length = len(examples.labels), examples.last + 1 - template
     longest = int(length.max())
@@ -491,11 +502,7 @@ def assemble(
     virtual = np.resize(np.asarray(ids, np.int32), recipe.tokens)
     adapter = start_adapter(recipe, config, params, virtual)
     if recipe.tuning == "cores":
-        some = jax.tree.map(jnp.asarray, batches[0].take(CALIBRATION))
-        answers = lambda model: _answers(
-            config, model, {}, some.inputs, some.last, words, some.text
-        )
-        adapter = tuning.cores(answers, params, recipe.rank, names=matrix_names(recipe))
+        adapter = _cores(recipe, config, params, batches[0], words)
     if recipe.head:
         adapter["head"] = _fitted_head(config, params, adapter, batches[0], bottom)
     if recipe.calibrate:
@@ -507,6 +514,20 @@ def assemble(
     return Problem(
         config, {"model": params, "adapter": adapter}, *masks, words, *batches
     )
+
+
+def _cores(
+    recipe: Recipe, config: Config, params: Params, batch: Batch, words: np.ndarray
+) -> Adapter:
+    """Cores between directions of training sentences, each of them run once more."""
+    number = PREDICTING if recipe.predicting else CALIBRATION
+    some = jax.tree.map(jnp.asarray, batch.take(number))
+    labels = some.labels.astype(jnp.float32) if recipe.predicting else None
+    answers = lambda model: _answers(
+        config, model, {}, some.inputs, some.last, words, some.text
+    )
+    names = matrix_names(recipe)
+    return tuning.cores(answers, params, recipe.rank, names=names, labels=labels)
 
 
 def start_adapter(

@@ -49,6 +49,7 @@ LAZY = ("scales", "all")  # noise is drawn layer by layer
 NEEDS = {
     "top": ("lora", "cores"),
     "freeze_a": ("lora",),
+    "predicting": ("cores",),
     "after_text": ("lora", "cores", "prompt"),
     "head": ("lora", "cores"),
 }
@@ -83,7 +84,12 @@ class Recipe:
         "qv",
         "what LoRA and cores adapt: q, k, v, o of the attention, g, u, d (gate, up,"
         " down) of the MLP",
-        ("v", "od", "qv", "qk", "qkv", "qkvo", "qkvod", "qkvogud"),
+        ("v", "qv", "qk", "qkv", "qkvo", "ogud", "qkvogud"),
+    )
+    predicting: bool = _option(
+        False,
+        "cores have one input direction, the one that predicts the label, in the place"
+        " of so many principal ones",
     )
     freeze_a: bool = _option(False, "tune only the B of LoRA's A B")
     after_text: bool = _option(
@@ -219,6 +225,19 @@ _LORA = Recipe(
     learning_rate=0.2,
     batch=32,
 )
+_CORES = Recipe(
+    tuning="cores",
+    top=16,
+    matrices="ogud",
+    rank=4,
+    predicting=True,
+    after_text=True,
+    calibrate=True,
+    smoothing=1e-2,
+    learning_rate=0.05,
+    batch=64,
+    sentences=4096,
+)
 _PROMPT = Recipe(
     tuning="prompt",
     after_text=True,
@@ -232,6 +251,16 @@ PRESETS: dict[str, tuple[str, Recipe]] = {
         "lora-zo in a few minutes: expect some 75% on the test sentences, five points"
         " above calibrated zero-shot",
         dataclasses.replace(_LORA, steps=400, sentences=512),
+    ),
+    "head-cores-zo": (
+        "from a logistic regression on the model's states on: cores that move these,"
+        " forward passes only",
+        dataclasses.replace(_CORES, head=True, calibrate=False, steps=900),
+    ),
+    "cores-zo": (
+        "4 x 4 cores between principal directions in the last 16 layers, at the words"
+        " after the text, from calibrated zero-shot, forward passes only",
+        dataclasses.replace(_CORES, steps=600),
     ),
     "lora-zo": (
         "LoRA on queries and keys of the last 16 layers, at the words after the text,"

@@ -19,9 +19,13 @@ from benchmarks.study import COLOURS
 
 __all__ = ["curve_figure", "load_adapter", "save_adapter"]
 
+MARKS = COLOURS[:3:-1]  # of what has no curve: other colours than those of curves
+
 
 def curve_figure(
-    curves: dict[str, pd.DataFrame], floors: Floors, ceiling: dict[str, float] | None
+    curves: dict[str, pd.DataFrame],
+    floors: Floors,
+    marks: dict[str, dict[str, float]] | None = None,
 ) -> Figure:
     """Accuracy and cross-entropy on validation sentences against forward passes.
 
@@ -29,7 +33,7 @@ def curve_figure(
       curves: frames with columns passes, accuracy, cross_entropy, by label; rows of one
         number of passes (seeds) are averaged, their range is shaded.
       floors: of the untuned model.
-      ceiling: accuracy and cross_entropy of first-order training, if known.
+      marks: accuracy and cross_entropy of what has no curve, by label: on test.
     """
     out = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = out.subplots(1, 2)
@@ -46,10 +50,9 @@ def curve_figure(
         floors.calibrated, color="black", label="zero-shot, calibrated", **line
     )
     right.axhline(floors.cross_entropy, color="#999999", **line)
-    if ceiling:
-        for axis, column in ((left, "accuracy"), (right, "cross_entropy")):
-            label = "first-order LoRA" if axis is left else None
-            axis.axhline(ceiling[column], color="#7f3c00", label=label, **line)
+    for colour, (label, mark) in zip(MARKS, (marks or {}).items(), strict=False):
+        left.axhline(mark["accuracy"], color=colour, label=label, **line)
+        right.axhline(mark["cross_entropy"], color=colour, **line)
     left.set(xlabel="forward passes", ylabel="accuracy")
     right.set(xlabel="forward passes", ylabel="cross-entropy")
     left.legend(frameon=False, fontsize=8)

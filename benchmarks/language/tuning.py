@@ -63,23 +63,26 @@ def cores(
     rank: int,
     *,
     names: tuple[str, ...] = ("q", "k", "v"),
+    labels: jax.Array | None = None,
 ) -> Adapter:
-    """Square cores between principal directions: W + A R B^T, R zero.
+    """Small cores between principal directions: W + A R B^T, R zero.
 
     Args:
       function: params -> anything, which runs the sentences that the directions are of.
       params: of the model; int8 matrices are searched as floats.
       rank: r.
       names: which matrices of the layers.
+      labels: f[B]; the one input direction predicts them. None: r principal ones.
 
     Returns:
-      {"cores": {name: f32[L, r, r]}, "bases": {name: {"a": f32[L, inputs, r],
-      "b": f32[L, outputs, r]}}}.
+      {"cores": {name: f32[L, s, r]}, "bases": {name: {"a": f32[L, inputs, s],
+      "b": f32[L, outputs, r]}}}, s being 1 with labels and r without.
     """
     layers = params["layers"]
     floats = {name: dequantize(layers[name]) for name in names}
     at = lambda floats: function({**params, "layers": {**layers, **floats}})
-    bases = zojax.cores.principal_bases(at, floats, rank=rank)
+    ranks = (rank if labels is None else 1, rank)
+    bases = zojax.cores.principal_bases(at, floats, rank=ranks, targets=labels)
     return {
         "cores": zojax.cores.zeros(bases),
         "bases": {name: basis._asdict() for name, basis in bases.items()},

@@ -29,30 +29,33 @@ if TYPE_CHECKING:
 
 
 class Moments(NamedTuple):
-    """Of rows: how many, their mean, and the sum of outer products of what is left."""
+    """Of rows: how many, their mean, and sums of outer products of what is left."""
 
     number: jax.Array  # f[]
     mean: jax.Array  # f[n]
     scatter: jax.Array  # f[n, n]
+    cross: jax.Array  # f[n, k], with k targets of each row
 
 
 @jax.jit
-def _moments(rows: jax.Array) -> Moments:
+def _moments(rows: jax.Array, targets: jax.Array) -> Moments:
     wide = rows.astype(wide_dtype(rows.dtype))
     mean = wide.mean(axis=0)
     away = wide - mean
-    scatter = jnp.matmul(away.T, away, precision=HIGHEST)
-    return Moments(jnp.asarray(len(rows), wide.dtype), mean, scatter)
+    apart = (targets - targets.mean(axis=0)).astype(wide.dtype)
+    of_rows = lambda y: jnp.matmul(away.T, y, precision=HIGHEST)
+    number = jnp.asarray(len(rows), wide.dtype)
+    return Moments(number, mean, of_rows(away), of_rows(apart))
 
 
 @jax.jit
 def _pooled(x: Moments, y: Moments) -> Moments:
-    """The moments of the rows of both (Chan et al., 1979)."""
+    """Moments of the rows of both, whose targets are the same (Chan et al., 1979)."""
     number = x.number + y.number
     away = y.mean - x.mean
     between = (x.number * y.number / number) * jnp.outer(away, away)
     mean = x.mean + away * (y.number / number)
-    return Moments(number, mean, x.scatter + y.scatter + between)
+    return Moments(number, mean, x.scatter + y.scatter + between, x.cross + y.cross)
 
 
 class Sides(NamedTuple):
@@ -128,13 +131,30 @@ def _marked(leaf: jax.Array, first: int, reading: Reading) -> LowRankArray:
     return LowRankArray(leaf, a, b, jnp.zeros(()))
 
 
-def _rows(x: jax.Array, names: list, at: dict[Any, int], last: list) -> jax.Array:
-    """f[N, n] of x, whose axes have names: at an index, those of ``last`` as rows."""
+def _met(
+    x: jax.Array,
+    names: list,
+    at: dict[Any, int],
+    last: list,
+    targets: jax.Array | None = None,
+) -> Moments:
+    """Moments of x, whose axes have names: at an index, those of ``last`` as rows."""
     x = x[tuple(at.get(name, slice(None)) for name in names)]
     left = [name for name in names if name not in at]
     axes = [left.index(name) for name in last]
-    size = math.prod(x.shape[axis] for axis in axes)
-    return jnp.moveaxis(x, axes, range(-len(axes), 0)).reshape(-1, size)
+    x = jnp.moveaxis(x, axes, range(-len(axes), 0))
+    lead = x.shape[: -len(axes)]
+    rows = x.reshape(math.prod(lead), -1)
+    if targets is None:
+        return _moments(rows, jnp.zeros((len(rows), 0)))
+    *own, number = targets.shape
+    if lead[: len(own)] != (*own,):
+        raise ValueError(
+            f"targets must have the first axes of the rows that function multiplies,"
+            f" {lead}, got shape {targets.shape}"
+        )
+    spread = targets.reshape(*own, *[1] * (len(lead) - len(own)), number)
+    return _moments(rows, jnp.broadcast_to(spread, (*lead, number)).reshape(-1, number))
 
 
 def watched(
@@ -143,6 +163,7 @@ def watched(
     chosen: list[bool],
     args: Any,
     longest: int,
+    targets: jax.Array | None = None,
 ) -> list[Met | None]:
     """Runs function(params, *args) and watches the chosen leaves.
 
@@ -153,6 +174,7 @@ def watched(
       chosen: for each leaf of params, whether it is watched; those have two axes or
         more.
       longest: side that is watched.
+      targets: f[rows..., k], of inputs with such first axes.
 
     Returns:
       For each leaf what met it, None where it is not chosen or where one of its
@@ -170,16 +192,19 @@ def watched(
         if chosen[i]
     }
     while left := {i: ways for i, ways in left.items() if ways and out[i] is None}:
-        found = _watched_once(
-            function, params, {i: ways.pop(0) for i, ways in left.items()}, args
-        )
+        ways = {i: ways.pop(0) for i, ways in left.items()}
+        found = _watched_once(function, params, ways, args, targets)
         for i, met in found.items():
             out[i] = met
     return out
 
 
 def _watched_once(
-    function: Callable[..., Any], params: PyTree, ways: dict[int, Reading], args: Any
+    function: Callable[..., Any],
+    params: PyTree,
+    ways: dict[int, Reading],
+    args: Any,
+    targets: jax.Array | None,
 ) -> dict[int, Met]:
     """Watches leaves as they are read; those are left out that were not met."""
     leaves, structure = jax.tree.flatten(params)
@@ -214,8 +239,8 @@ def _watched_once(
             if shape != (shapes[which][::-1] if swapped else shapes[which]):
                 continue  # a part of a matrix
             at = dict(zip(names[:m], index, strict=True))
-            into = _moments(_rows(x, of_x, at, near))
-            outof = _moments(_rows(out, of_out, at, far))
+            into = _met(x, of_x, at, near, targets)
+            outof = _met(out, of_out, at, far)
             into_m = (near == names[m:n]) != bool(swapped)
             new = Sides(*((into, outof) if into_m else (outof, into)), into_m)
             old = found.get(which)
