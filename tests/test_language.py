@@ -351,7 +351,9 @@ def test_cores_start_as_the_model_and_are_the_update_they_say(ready):
 
 def test_a_head_is_a_regression_on_the_models_own_states(ready):
     """Its margins at the start: those of states that are read here, by sklearn."""
-    made = ready(Recipe(**SMALL, tuning="cores", rank=2, after_text=True, head=True))
+    made = ready(
+        Recipe(**SMALL, tuning="cores", rank=2, after_text=True, head="before")
+    )
     whole = ready(Recipe(**SMALL))
     config, model = whole.config, whole.params["model"]
 
@@ -453,7 +455,7 @@ ESTIMATES = {
         "tuning": "cores",
         "top": 2,
         "after_text": True,
-        "head": True,
+        "head": "before",
         "dtype": "int8",
         "matrices": "ogud",
         "predicting": True,

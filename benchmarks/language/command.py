@@ -73,7 +73,7 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
             )
         for name, tunings in recipe.NEEDS.items():  # what the new one lacks falls away
             if tuning not in tunings:
-                fields[name] = type(fields[name])()
+                fields[name] = getattr(Recipe, name)
     return Recipe(**fields | given)
 
 
@@ -199,6 +199,7 @@ def _finish(
     files: dict[str, Path],
     say: Any,
 ) -> None:
+    run = training.with_last_head(chosen, ready, run)
     name = training.tuned_part(chosen)
     params = {**ready.params, name: run.tuned}
     score = problem.evaluate(ready, params, ready.test)

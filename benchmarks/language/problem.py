@@ -47,6 +47,7 @@ __all__ = [
     "assemble",
     "by_length",
     "evaluate",
+    "fitted_head",
     "floors",
     "load_model",
     "load_splits",
@@ -139,6 +140,7 @@ class Problem:
       stacked: leaves whose first axis is one of layers, tokens or positions.
       words: i32[2], rows of the model's table that are the label words.
       train, validation, test: inputs; numpy, batches go to the device.
+      bottom: layers below those of params, which were run once.
     """
 
     config: Config
@@ -149,6 +151,7 @@ class Problem:
     train: Batch
     validation: Batch
     test: Batch
+    bottom: int = 0
 
 
 def load_model(source: Source, dtype: str = "float32") -> Model:
@@ -298,7 +301,7 @@ def logits(
     return out
 
 
-def _fitted_head(
+def fitted_head(
     config: Config, model: Params, adapter: Adapter, batch: Batch, bottom: int
 ) -> head.Head:
     """A head on the states of labelled sentences, each of them run once."""
@@ -503,17 +506,16 @@ def assemble(
     adapter = start_adapter(recipe, config, params, virtual)
     if recipe.tuning == "cores":
         adapter = _cores(recipe, config, params, batches[0], words)
-    if recipe.head:
-        adapter["head"] = _fitted_head(config, params, adapter, batches[0], bottom)
+    if recipe.head == "before":
+        adapter["head"] = fitted_head(config, params, adapter, batches[0], bottom)
     if recipe.calibrate:
         start = {"model": params, "adapter": adapter}
         margins = np.diff(logits(config, start, batches[0].take(CALIBRATION), words))
         half = np.median(margins) / 2
         adapter["bias"] = jnp.asarray([half, -half], jnp.float32)
     masks = trainable_and_stacked(recipe, params, adapter)
-    return Problem(
-        config, {"model": params, "adapter": adapter}, *masks, words, *batches
-    )
+    parts = {"model": params, "adapter": adapter}
+    return Problem(config, parts, *masks, words, *batches, bottom=bottom)
 
 
 def _cores(

@@ -55,6 +55,7 @@ NEEDS = {
 }
 OBJECTIVES = ("cross-entropy", "accuracy")
 OPTIMIZERS = ("sgd", "momentum", "adam", "radazo")
+HEADS = ("words", "before", "after")
 # What each letter of ``matrices`` names.
 NAMES = {"g": "gate", "u": "up", "d": "down", **{name: name for name in "qkvo"}}
 SCHEDULES = ("constant", "linear", "cosine")
@@ -130,10 +131,11 @@ class Recipe:
         "start from calibrated zero-shot: a constant on the label words' logits puts"
         " the median margin of the training sentences at 0, without their labels",
     )
-    head: bool = _option(
-        False,
-        "start from a logistic regression on the untuned model's states of the training"
-        " sentences, in the place of the label words",
+    head: str = _option(
+        "words",
+        "what answers: the label words, or a logistic regression on the model's own"
+        " states of the training sentences, fitted before the steps or after them",
+        HEADS,
     )
     dtype: str = _option(
         "float32",
@@ -169,12 +171,15 @@ class Recipe:
             if field.type == "bool" and not isinstance(value, bool):
                 raise UsageError(f"{name} must be true or false, got {value!r}")
         for name, tunings in NEEDS.items():
-            if getattr(self, name) and self.tuning not in tunings:
+            chosen = (
+                getattr(self, name) != type(self).__dataclass_fields__[name].default
+            )
+            if chosen and self.tuning not in tunings:
                 raise UsageError(
                     f"{name} needs tuning {' or '.join(tunings)}, got {self.tuning!r}"
                 )
-        if self.head and self.calibrate:
-            raise UsageError("head takes the place of calibrate: choose one of them")
+        if self.head == "before" and self.calibrate:
+            raise UsageError("head before leaves no words to calibrate: choose one")
         if self.batch > self.sentences:
             raise UsageError(
                 f"batch must be at most sentences, {self.sentences}, got {self.batch}"
@@ -255,7 +260,7 @@ PRESETS: dict[str, tuple[str, Recipe]] = {
     "head-cores-zo": (
         "from a logistic regression on the model's states on: cores that move these,"
         " forward passes only",
-        dataclasses.replace(_CORES, head=True, calibrate=False, steps=900),
+        dataclasses.replace(_CORES, head="before", calibrate=False, steps=900),
     ),
     "cores-zo": (
         "4 x 4 cores between principal directions in the last 16 layers, at the words"

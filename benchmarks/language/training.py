@@ -17,7 +17,14 @@ import optax
 import orbax.checkpoint as ocp
 
 from benchmarks import UsageError
-from benchmarks.language.problem import Batch, Problem, Score, evaluate, loss
+from benchmarks.language.problem import (
+    Batch,
+    Problem,
+    Score,
+    evaluate,
+    fitted_head,
+    loss,
+)
 from benchmarks.language.recipe import Recipe, optimizer, queries
 from benchmarks.memory.programs import total_bytes
 
@@ -32,6 +39,7 @@ __all__ = [
     "step_bytes",
     "train",
     "train_and_test",
+    "with_last_head",
 ]
 
 KEEP_EVERY = 30.0  # seconds between checkpoints
@@ -210,6 +218,16 @@ def train(
     return run
 
 
+def with_last_head(recipe: Recipe, problem: Problem, run: Run) -> Run:
+    """The run with a head on the tuned model's states, where its recipe wants one."""
+    if recipe.head != "after":
+        return run
+    model = problem.params["model"]
+    # Only the states are asked for: words and constants do not matter.
+    head = fitted_head(problem.config, model, run.tuned, problem.train, problem.bottom)
+    return run._replace(tuned={**run.tuned, "head": head})
+
+
 def train_and_test(
     recipe: Recipe,
     problem: Problem,
@@ -235,6 +253,7 @@ def train_and_test(
         every=every or recipe.steps,
         tick=lambda progress: tick(progress.step / recipe.steps),
     )
+    run = with_last_head(recipe, problem, run)
     params = problem.params | {tuned_part(recipe): run.tuned}
     return run, evaluate(problem, params, problem.test)
 
