@@ -724,7 +724,7 @@ def _train(tiny, output, *more):
         ("--top", "2", "--after-text"),
         ("--tuning", "prompt", "--after-text"),
         ("--no-after-text",),
-        ("--preset", "head-cores-zo", "--top", "2", "--no-calibrate"),
+        ("--preset", "cores-zo", "--top", "2", "--rank", "4"),
     ],
 )
 def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys, where):

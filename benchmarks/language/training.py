@@ -244,7 +244,7 @@ def train_and_test(
       every: steps between validations; by default the start and the end are validated.
 
     Returns:
-      (The finished run, its score.)
+      (The finished run, its score, with a last head if the recipe has one.)
     """
     run = train(
         recipe,
@@ -253,8 +253,8 @@ def train_and_test(
         every=every or recipe.steps,
         tick=lambda progress: tick(progress.step / recipe.steps),
     )
-    run = with_last_head(recipe, problem, run)
-    params = problem.params | {tuned_part(recipe): run.tuned}
+    last = with_last_head(recipe, problem, run)
+    params = problem.params | {tuned_part(recipe): last.tuned}
     return run, evaluate(problem, params, problem.test)
 
 
