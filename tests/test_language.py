@@ -33,6 +33,7 @@ from benchmarks.language import (
     tasks,
     tokens,
     training,
+    tuning,
 )
 from benchmarks.language.problem import Source
 from benchmarks.language.recipe import PRESETS, Recipe, queries
@@ -372,6 +373,33 @@ def test_a_head_is_a_regression_on_the_models_own_states(ready):
     found = problem.evaluate(made, made.params, made.train).accuracy
     bare = made.params | {"adapter": {}}
     assert found > problem.evaluate(made, bare, made.train).accuracy
+
+
+def test_a_head_after_the_steps_reads_the_tuned_states(ready):
+    """Beside a head on the untuned states, and one that is fitted here by hand."""
+    chosen = Recipe(**SMALL, tuning="cores", rank=3, head="after", top=2)
+    made = ready(chosen)
+    assert "head" not in made.params["adapter"]
+    run = training.start(chosen, made)
+    cores = jax.tree.map(lambda core: core + 0.5, run.tuned["cores"])
+    run = run._replace(tuned={**run.tuned, "cores": cores})
+    tuned = training.with_last_head(chosen, made, run).tuned
+    config, model = made.config, made.params["model"]
+
+    def states(adapter, batch):
+        lora = {"lora": tuning.lora_of_cores(adapter)["lora"]}
+        x, _ = run_layers(config, model["layers"], jnp.asarray(batch.inputs), lora)
+        return np.asarray(finish(config, model, x[np.arange(len(x)), batch.last]))
+
+    (slope,), bias = head.regression([states(tuned, made.train)], made.train.labels)
+    found = _margins(made, {"model": model, "adapter": tuned}, made.test)
+    np.testing.assert_allclose(
+        found, states(tuned, made.test) @ slope + bias, atol=5e-3
+    )
+    before = training.with_last_head(chosen, made, training.start(chosen, made)).tuned
+    assert np.abs(before["head"]["final"] - tuned["head"]["final"]).max() > 1e-2
+    words = dataclasses.replace(chosen, head="words")
+    assert training.with_last_head(words, made, run) is run
 
 
 @pytest.mark.parametrize("name", ["opt", "opt-post-norm", "llama"])

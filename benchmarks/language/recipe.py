@@ -85,7 +85,7 @@ class Recipe:
         "qv",
         "what LoRA and cores adapt: q, k, v, o of the attention, g, u, d (gate, up,"
         " down) of the MLP",
-        ("v", "qv", "qk", "qkv", "qkvo", "ogud", "qkvogud"),
+        ("v", "od", "qv", "qk", "qkv", "qkvo", "ogud", "qkvogud"),
     )
     predicting: bool = _option(
         False,
