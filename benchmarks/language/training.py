@@ -17,13 +17,14 @@ import optax
 import orbax.checkpoint as ocp
 
 from benchmarks import UsageError
+from benchmarks.language import head
 from benchmarks.language.problem import (
     Batch,
     Problem,
     Score,
     evaluate,
-    fitted_head,
     loss,
+    states_of,
 )
 from benchmarks.language.recipe import Recipe, optimizer, queries
 from benchmarks.memory.programs import total_bytes
@@ -223,9 +224,9 @@ def with_last_head(recipe: Recipe, problem: Problem, run: Run) -> Run:
     if recipe.head != "after":
         return run
     model = problem.params["model"]
-    # Only the states are asked for: words and constants do not matter.
-    head = fitted_head(problem.config, model, run.tuned, problem.train, problem.bottom)
-    return run._replace(tuned={**run.tuned, "head": head})
+    read = states_of(problem.config, model, run.tuned, problem.train)
+    fitted = head.fit(*read, problem.train.labels, problem.bottom)
+    return run._replace(tuned={**run.tuned, "head": fitted})
 
 
 def train_and_test(
