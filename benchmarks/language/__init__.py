@@ -17,6 +17,7 @@ STUDIES = {
     "curves": "benchmarks.language.curves",
     "compare": "benchmarks.language.compare",
     "cost": "benchmarks.language.cost",
+    "compare-cores": "benchmarks.language.compare_cores",
     "reward": "benchmarks.language.reward",
     "generation": "benchmarks.language.generation",
     "objectives": "benchmarks.language.objectives",
@@ -28,6 +29,7 @@ STUDIES = {
 
 # Those that run only when asked for: what they do.
 ON_DEMAND = {
+    "compare-cores": "compares methods on cores",
     "reward": "tunes the model by a rule that scores its texts",
     "generation": "times texts written by members of rank 1",
     "objectives": "lowers the share of wrong labels itself",

@@ -1,11 +1,14 @@
-"""Methods at equal forward passes: ZoAR beside vanilla, DAP beside the sphere."""
+"""Methods at equal forward passes: ZoAR beside vanilla, DAP beside the sphere.
+
+On LoRA here; ``compare_cores`` does the same on small cores.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,10 +22,25 @@ from benchmarks.study import COLOURS, Cell, Row, Study, plain, tabulate, with_er
 
 SEEDS = 3
 QUICK, FULL = 300, 2000  # forward passes
-GRID = (0.1, 0.3, 0.9, 2.7)
-# Of the base recipe, in small, so that a grid and seeds can be afforded. Nothing is
-# clipped: a bound on each derivative and one on an average of them are not the same.
-SMALLER = {"top": 10, "batch": 8, "sentences": 1024, "clip": 0.0}
+
+
+class Base(NamedTuple):
+    """On what methods are compared: a preset, changed, and its learning rates."""
+
+    preset: str
+    changes: tuple[tuple[str, Any], ...]
+    grid: tuple[float, ...]
+
+
+# In small, so that a grid and seeds can be afforded. Nothing is clipped: a bound on
+# each derivative and one on an average of them are not the same.
+SMALLER = (("batch", 8), ("sentences", 1024), ("clip", 0.0))
+LORA = Base("lora-zo", (*SMALLER, ("top", 10)), (0.1, 0.3, 0.9, 2.7))
+CORES = Base(
+    "cores-zo",
+    (*SMALLER, ("matrices", "od"), ("rank", 4), ("head", "words")),
+    (0.01, 0.03, 0.09, 0.27),
+)
 # What is compared, as changes of that.
 METHODS: dict[str, dict[str, Any]] = {
     "two-sided, gaussian": {"sampler": "gaussian"},
@@ -51,33 +69,33 @@ PAIRS = {
 }
 
 
-def recipe_of(method: str, rate: float, seed: int, passes: int) -> Recipe:
+def recipe_of(base: Base, method: str, rate: float, seed: int, passes: int) -> Recipe:
     """The base recipe with a method's changes, for that many forward passes."""
-    base = PRESETS["lora-zo"][1]
-    fields = dataclasses.asdict(base) | SMALLER | METHODS[method]
+    preset = dataclasses.asdict(PRESETS[base.preset][1])
+    fields = preset | dict(base.changes) | METHODS[method]
     fields |= {"learning_rate": rate, "seed": seed}
     steps = passes // queries(Recipe(**fields))
     return Recipe(**{**fields, "steps": steps})
 
 
 @functools.cache
-def _ready() -> tuple[problem.Problem, Floors]:
+def _ready(base: Base) -> tuple[problem.Problem, Floors]:
     """The problem; what is run once serves all methods and seeds."""
     source = Source()
-    recipe = recipe_of(next(iter(METHODS)), GRID[0], 0, QUICK)
+    recipe = recipe_of(base, next(iter(METHODS)), base.grid[0], 0, QUICK)
     model, splits = problem.load_model(source), problem.load_splits(source)
     ready = problem.make(recipe, model, splits)
     return ready, problem.floors(ready)
 
 
-def cells(full: bool, seed: int) -> dict[str, Cell]:
+def cells(full: bool, seed: int, base: Base = LORA) -> dict[str, Cell]:
     """A cell for each method, learning rate and seed."""
     passes = FULL if full else QUICK
 
     def cell(method: str, rate: float, run_seed: int) -> Cell:
         def run(tick: Callable[[float], None]) -> list[Row]:
-            recipe = recipe_of(method, rate, run_seed, passes)
-            ready, floors = _ready()
+            recipe = recipe_of(base, method, rate, run_seed, passes)
+            ready, floors = _ready(base)
             ready = problem.with_seed(ready, recipe)
             out, test = training.train_and_test(recipe, ready, tick)
             row = out.curve[-1]
@@ -100,7 +118,7 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
         f"{method}, {rate:g}, seed {run_seed}": cell(method, rate, run_seed)
         for run_seed in range(seed, seed + SEEDS)
         for method in METHODS
-        for rate in GRID
+        for rate in base.grid
     }
 
 
@@ -132,7 +150,7 @@ def tables(frame: pd.DataFrame) -> list[Table]:
                 " / ".join(f"{value:.2f}" for value in each),
             ]
         )
-    rates = " / ".join(f"{rate:g}" for rate in GRID)
+    rates = " / ".join(f"{rate:g}" for rate in sorted({*frame["learning_rate"]}))
     columns = [
         "method",
         "best\nrate",
@@ -177,7 +195,8 @@ def figure(frame: pd.DataFrame) -> Figure:
             capsize=2,
         )
     axis.set(xscale="log", xlabel="learning rate", ylabel="test cross-entropy, 3 seeds")
-    axis.set_xticks(GRID, map(str, GRID))
+    grid = sorted({*frame["learning_rate"]})
+    axis.set_xticks(grid, map(str, grid))
     axis.minorticks_off()
     axis.legend(frameon=False, fontsize=8)
     axis.grid(alpha=0.25)
