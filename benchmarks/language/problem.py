@@ -391,6 +391,9 @@ def run_before(
     return jnp.take_along_axis(x, ends[..., None], axis=1), own
 
 
+_compiled_before = jax.jit(run_before, static_argnums=0, static_argnames="bottom")
+
+
 def run_texts(
     config: Config,
     model: Params,
@@ -414,7 +417,7 @@ def run_texts(
     """
     first = model["layers"]["q"]
     layers, width = first.shape[0] - bottom, first.shape[1]
-    run = jax.jit(functools.partial(run_before, config, bottom=bottom))
+    run = functools.partial(_compiled_before, config, bottom=bottom)
 
     number, length = len(examples.labels), examples.last + 1 - template
     longest = int(length.max())

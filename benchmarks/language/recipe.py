@@ -254,8 +254,11 @@ _PROMPT = Recipe(
 )
 PRESETS: dict[str, tuple[str, Recipe]] = {
     "quick": (
-        "cores-zo in two minutes, with an eighth of its sentences: expect some 80%",
-        dataclasses.replace(_CORES, rank=4, steps=60, batch=32, sentences=512),
+        "cores-zo in three minutes, with an eighth of its sentences: expect some 83% on"
+        " the test sentences, 13 points above calibrated zero-shot",
+        dataclasses.replace(
+            _CORES, matrices="od", rank=4, steps=50, batch=32, sentences=512
+        ),
     ),
     "cores-zo": (
         "1 x 16 cores in the last 16 layers, between what predicts the label and"
