@@ -31,7 +31,8 @@ def curve_figure(
 
     Args:
       curves: frames with columns passes, accuracy, cross_entropy, by label; rows of one
-        number of passes (seeds) are averaged, their range is shaded.
+        number of passes (seeds) are averaged, their range is shaded. A dot is what they
+        have on the test sentences at the end, where columns test_... say so.
       floors: of the untuned model.
       marks: accuracy and cross_entropy of what has no curve, by label: on test.
     """
@@ -44,6 +45,9 @@ def curve_figure(
             axis.fill_between(
                 seeds.index, seeds["min"], seeds["max"], color=colour, alpha=0.15
             )
+            if f"test_{column}" in frame:
+                on_test = frame[f"test_{column}"].mean()
+                axis.plot(seeds.index[-1], on_test, "o", color=colour)
     line = {"linestyle": ":", "linewidth": 1.2}
     left.axhline(floors.accuracy, color="#999999", label="zero-shot", **line)
     left.axhline(
