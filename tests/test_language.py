@@ -788,6 +788,7 @@ def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys, where):
         (["--tuning", "all"], "choose one for all with --learning-rate"),
         (["--task", "movies"], "needs --task sst2"),
         (["--longest", "8"], "fewer than a batch"),
+        (["--sentences", "2", "--batch", "2"], "at least 4 training sentences of each"),
         (["--config", "nowhere.json"], "cannot read nowhere.json"),
         (["--model", "nowhere"], "neither a folder nor a model in the hub's cache"),
         (["--data", "nowhere"], "cannot read nowhere/train.tsv"),

@@ -1,4 +1,4 @@
-"""Small square cores between fixed bases: a matrix W is used as W + A R B^T.
+"""Small cores between fixed bases: a matrix W is used as W + A R B^T.
 
 A and B are principal directions of what goes into W and of what comes out of it, found
 with forward passes. R alone is tuned: few entries, and each one matters, which is what
@@ -118,8 +118,9 @@ def principal_bases(
     along b_i: entries of all matrices are on one scale, and one step size serves all.
 
     function runs once, outside of jit, with its loops unrolled: a few hundred rows are
-    enough. It may be any JAX function, unchanged, and for several batches be called on
-    each of them: ``lambda params: [loss(params, b) for b in batches]``.
+    enough, for targets as many as there are. It may be any JAX function, unchanged, and
+    for several batches, without targets, be called on each of them:
+    ``lambda params: [loss(params, b) for b in batches]``.
 
     Args:
       function: (params, *args) -> anything, as in value_fn; ``x @ W``, flax's Dense and
@@ -167,7 +168,7 @@ def principal_bases(
     for number in ranks:
         check_int("rank", number, 1)
     if targets is not None:
-        targets = jnp.asarray(targets, wide_dtype(jnp.float32))
+        targets = jnp.asarray(targets, wide_dtype(jnp.result_type(targets)))
         targets = targets[:, None] if targets.ndim == 1 else targets
         if targets.ndim == 0 or not 1 <= targets.shape[-1] <= ranks[0]:
             raise ValueError(

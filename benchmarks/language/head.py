@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import UsageError
 
-__all__ = ["fit", "margin_logits", "read_depths", "regression", "ridge"]
+__all__ = ["check_labels", "fit", "margin_logits", "read_depths", "regression", "ridge"]
 
 EVERY = 5  # layers between those that are read
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2)  # scikit-learn's C
@@ -30,6 +30,16 @@ Head = dict[str, jax.Array]
 def read_depths(layers: int, bottom: int = 0) -> list[int]:
     """After how many layers a state is read, above the bottom ones; the last is all."""
     return [n for n in (*range(EVERY, layers, EVERY), layers) if n > bottom]
+
+
+def check_labels(labels: np.ndarray) -> None:
+    """Raises where there are too few sentences of a label."""
+    number = np.bincount(labels, minlength=2)
+    if number.min() < FOLDS:
+        raise UsageError(
+            f"a head needs at least {FOLDS} training sentences of each label, got"
+            f" {number.tolist()}"
+        )
 
 
 def regression(
@@ -50,12 +60,7 @@ def regression(
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
 
-    number = np.bincount(labels, minlength=2)
-    if number.min() < FOLDS:
-        raise UsageError(
-            f"a head needs at least {FOLDS} training sentences of each label, got"
-            f" {number.tolist()}"
-        )
+    check_labels(labels)
     rows, mean, spread = _standardised(parts)
     search = GridSearchCV(
         LogisticRegression(max_iter=2000),

@@ -492,6 +492,8 @@ def assemble(
     lacking = [x for x in matrix_names(recipe) if x not in params["layers"]]
     if recipe.tuning in ("lora", "cores") and lacking:
         raise UsageError(f"matrices: this model has no {', '.join(lacking)}")
+    if recipe.head != "words":  # now, and not after all steps
+        head.check_labels(examples[0].labels)
     bottom = layers - recipe.top if recipe.top else 0
     if recipe.after_text:
         template = len(tasks.template_end(tokenizer))
