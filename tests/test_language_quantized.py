@@ -2,7 +2,6 @@
 
 import json
 import signal
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import pandas as pd
 import pytest
 import test_language
 from safetensors.numpy import load_file
+from test_language import REFERENCES, SMALL, TINY
 
 from benchmarks import UsageError
 from benchmarks.__main__ import main
@@ -28,9 +28,6 @@ from benchmarks.language.recipe import Recipe
 from benchmarks.language.transformer import forward
 from benchmarks.memory.programs import num_bytes, total_bytes
 
-REFERENCES = Path(__file__).parent / "references"
-TINY = ("opt", "opt-post-norm", "llama")
-SMALL = {"batch": 8, "longest": 24, "sentences": 64, "learning_rate": 0.05}
 tiny = test_language.tiny  # a fixture
 is_quantized = lambda x: isinstance(x, Quantized)
 
@@ -286,7 +283,7 @@ def test_the_command_trains_saves_predicts_and_resumes(tiny, tmp_path, capsys, w
         ),
         (
             {"tuning": "scales", "dtype": "int8", "after_text": True},
-            "after_text needs tuning lora or prompt",
+            "after_text needs tuning lora or cores or prompt",
         ),
         ({"tuning": "scales", "dtype": "int8", "top": 2}, "top needs tuning lora"),
     ],

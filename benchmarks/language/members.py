@@ -33,16 +33,14 @@ QUICK, FULL = 3, 15  # turns
 SETTINGS = ("text in the step", "text run before")
 
 
-def bases_of(layers: Params, rank: int, names: Sequence[str]) -> Adapter:
+def bases_of(layers: Params, ranks: tuple[int, int], names: Sequence[str]) -> Adapter:
     """Bases of the right shapes: which directions they are costs nothing."""
-    shape = lambda name: layers[name].shape
-    return {
-        name: {
-            "a": jnp.full((*shape(name)[:-1], rank), 0.01),
-            "b": jnp.full((shape(name)[0], shape(name)[2], rank), 0.01),
-        }
-        for name in names
-    }
+
+    def basis(number, inputs, outputs):
+        a, b = (number, inputs, ranks[0]), (number, outputs, ranks[1])
+        return {"a": jnp.full(a, 0.01), "b": jnp.full(b, 0.01)}
+
+    return {name: basis(*layers[name].shape) for name in names}
 
 
 def programs(model: Model) -> tuple[dict[str, Callable[..., jax.Array]], Any]:
@@ -57,7 +55,8 @@ def programs(model: Model) -> tuple[dict[str, Callable[..., jax.Array]], Any]:
     some = tasks.encode(tokenizer, [same] * BATCH, LENGTH, truncate=True)
     ends = np.tile(np.arange(LENGTH - end, LENGTH, dtype=np.int32), (BATCH, 1))
     upper = {**params, "layers": jax.tree.map(lambda x: x[bottom:], params["layers"])}
-    bases = bases_of(upper["layers"], recipe.rank, names)
+    ranks = (1 if recipe.predicting else recipe.rank, recipe.rank)
+    bases = bases_of(upper["layers"], ranks, names)
     value_fn = problem.loss(config, words)
 
     def before(params):
@@ -80,7 +79,7 @@ def programs(model: Model) -> tuple[dict[str, Callable[..., jax.Array]], Any]:
     batch = jax.jit(before)(params)
 
     def arguments(members):
-        shape = (members, recipe.top, recipe.rank, recipe.rank)
+        shape = (members, recipe.top, *ranks)
         cores = {name: jnp.full(shape, 0.01) for name in names}
         return cores, bases, upper, params, batch
 

@@ -216,7 +216,14 @@ def _answers(
     states, kept = _states(config, model, adapter, inputs, last, text)
     if "head" in adapter:
         return head.margin_logits(adapter["head"], kept, states)
-    return word_logits(model, states, words) + adapter.get("bias", 0.0)
+    return word_logits(_tuned(model, adapter), states, words) + adapter.get("bias", 0.0)
+
+
+def _tuned(model: Params, adapter: Adapter) -> Params:
+    """The model with the scales of an adapter that has some."""
+    if "scales" not in adapter:
+        return model
+    return quantized.with_floats(model, adapter["scales"])
 
 
 def _states(
@@ -228,9 +235,7 @@ def _states(
     text: Text | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The last token's states: f[B, D] before the logits, f[L, B, D] after layers."""
-    adapter = tuning.lora_of_cores(adapter)
-    if "scales" in adapter:
-        model = quantized.with_floats(model, adapter["scales"])
+    adapter, model = tuning.lora_of_cores(adapter), _tuned(model, adapter)
     x, soft = inputs, 0
     if x.ndim == 2:
         start = 0 if text is None else text.length

@@ -13,14 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from benchmarks.language import assets, head, problem, tasks, training
 from benchmarks.language.problem import Batch, Model, Problem, Source
-from benchmarks.language.recipe import PRESETS, Recipe, optimizer, queries
+from benchmarks.language.recipe import PRESETS, Recipe, queries
 from benchmarks.study import COLOURS, Cell, Row, Study, Tick, tabulate
 
 LONGEST = 32  # tokens of a training tweet with the template
@@ -54,15 +53,14 @@ def ready(model: Model, recipe: Recipe, source: Source, tick: Tick) -> Problem:
     examples = [
         some._replace(labels=ratings[some.labels]) for some in (train, *held_out)
     ]
-    made = problem.assemble(recipe, model, examples, tick)
-    return with_head(made, len(model.params["layers"]["q"]) - recipe.top)
+    return with_head(problem.assemble(recipe, model, examples, tick))
 
 
-def with_head(made: Problem, bottom: int) -> Problem:
+def with_head(made: Problem) -> Problem:
     """The same problem, from a ridge regression on its training states on."""
     params, adapter = made.params["model"], made.params["adapter"]
     states, final = problem.states_of(made.config, params, adapter, made.train)
-    fitted = head.fit(states, final, made.train.labels, bottom, head.ridge)
+    fitted = head.fit(states, final, made.train.labels, made.bottom, head.ridge)
     trainable = made.trainable["adapter"] | {"head": False}
     stacked = made.stacked["adapter"] | {"head": False}
     return dataclasses.replace(
@@ -93,22 +91,16 @@ def estimates(made: Problem, adapter: Any, batch: Batch) -> np.ndarray:
 
 def tuned(made: Problem, recipe: Recipe, tick: Tick) -> Any:
     """The adapter after all steps."""
-    key = jax.random.fold_in(jax.random.key(recipe.seed), 2)
-    opt = optimizer(recipe, made.params, made.trainable, key, stacked=made.stacked)
     value_fn = problem.loss(made.config, made.words, "squared error")
-
-    @jax.jit
-    def step(model, adapter, state, batch):
-        params = {"model": model, "adapter": adapter}
-        updates, state = opt.update(None, state, params, value_fn=value_fn, batch=batch)
-        return optax.apply_updates(adapter, updates["adapter"]), state
-
-    model, adapter = made.params["model"], made.params["adapter"]
-    state, number = opt.init(made.params), len(made.train.labels)
+    opt, step = training.make_step(recipe, made, value_fn)
+    step = jax.jit(step)
+    frozen = {"model": made.params["model"]}
+    adapter, state = made.params["adapter"], opt.init(made.params)
+    number = len(made.train.labels)
     for i in range(recipe.steps):
         rows = training.batch_rows(recipe, number, i)
         batch = training.on_device(made.train, rows)
-        adapter, state = step(model, adapter, state, batch)
+        adapter, state, _ = step(adapter, state, frozen, batch)
         tick((i + 1) / recipe.steps)
     return adapter
 

@@ -85,7 +85,7 @@ class Recipe:
         "qv",
         "what LoRA and cores adapt: q, k, v, o of the attention, g, u, d (gate, up,"
         " down) of the MLP",
-        ("v", "od", "qv", "qk", "qkv", "qkvo", "ogud", "qkvogud"),
+        ("od", "qv", "qk", "qkv", "qkvo", "qkvod", "ogud", "qkvogud"),
     )
     predicting: bool = _option(
         False,

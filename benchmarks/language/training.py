@@ -71,19 +71,21 @@ def tuned_part(recipe: Recipe) -> str:
 
 
 def make_step(
-    recipe: Recipe, problem: Problem
+    recipe: Recipe, problem: Problem, value_fn: Callable[..., jax.Array] | None = None
 ) -> tuple[optax.GradientTransformationExtraArgs, Callable]:
     """Returns (the optax chain, a step to be jitted with tuned and state donated).
 
     step(tuned, opt_state, frozen, batch) -> (tuned, opt_state, loss); the loss of a
-    zeroth-order step is the mean of its queries.
+    zeroth-order step is the mean of its queries. ``value_fn`` takes the place of the
+    recipe's objective.
     """
     name = tuned_part(recipe)
     key = jax.random.fold_in(jax.random.key(recipe.seed), 2)
     opt = optimizer(
         recipe, problem.params, problem.trainable, key, stacked=problem.stacked
     )
-    value_fn = loss(problem.config, problem.words, recipe.objective)
+    if value_fn is None:
+        value_fn = loss(problem.config, problem.words, recipe.objective)
 
     def first_order(params, batch):
         part = lambda tuned: value_fn({**params, name: tuned}, batch)
