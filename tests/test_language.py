@@ -28,6 +28,7 @@ from benchmarks.language import (
     cost,
     curves,
     head,
+    probe,
     problem,
     recipe,
     tasks,
@@ -665,9 +666,7 @@ def test_curves_stand_beside_their_floors():
     common = {"seconds": 60.0, "step_mb": 100.0, "sentence_passes": 288}
     rows = [
         common | {"preset": name, "test_accuracy": right, "test_cross_entropy": nats}
-        for name, right, nats in zip(
-            curves.PROBES, (0.8, 0.82), (0.5, 0.4), strict=True
-        )
+        for name, right, nats in zip(probe.NAMES, (0.8, 0.82), (0.5, 0.4), strict=True)
     ]
     ends_at = {"lora-zo": (0.84, 0.86), "lora-adam": (0.9, 0.9)}
     for preset, accuracies in ends_at.items():
@@ -694,7 +693,7 @@ def test_curves_stand_beside_their_floors():
     assert "at most 1.5 minutes more" in table
     left, right = curves.figure(frame).axes
     labels = [line.get_label() for line in left.lines]
-    marks = {"zero-shot", "zero-shot, calibrated", *curves.PROBES, "lora-adam"}
+    marks = {"zero-shot", "zero-shot, calibrated", *probe.NAMES, "lora-adam"}
     assert {label for label in labels if label[0] != "_"} == {"lora-zo", *marks}
     (dot,) = [line for line in left.lines if line.get_label()[0] == "_"]
     assert dot.get_ydata() == pytest.approx(0.85)

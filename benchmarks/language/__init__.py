@@ -22,6 +22,7 @@ STUDIES = {
     "generation": "benchmarks.language.generation",
     "objectives": "benchmarks.language.objectives",
     "probe": "benchmarks.language.probe",
+    "unused": "benchmarks.language.unused",
     "members": "benchmarks.language.members",
     "precision": "benchmarks.language.precision",
     "ratings": "benchmarks.language.ratings",
@@ -35,6 +36,7 @@ ON_DEMAND = {
     "objectives": "lowers the share of wrong labels itself",
     "members": "times members of one adapter as one batch",
     "probe": "fits a logistic regression to frozen states, the floor",
+    "unused": "compares with the probe on all sentences that neither was trained on",
     "precision": "holds the weights in float32, bfloat16 and int8",
     "ratings": "estimates how people rate tweets: a regression, not labels",
 }

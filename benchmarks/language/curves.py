@@ -23,7 +23,6 @@ SEEDS = 3
 CEILING = "lora-adam"
 QUICK = ("quick", CEILING)
 FULL = ("cores-zo", CEILING, "lora-zo")
-PROBES = ("probe of one layer", "probe of several layers")
 VALIDATIONS = 12
 
 
@@ -59,7 +58,7 @@ def probes(sentences: int, tick: Tick) -> list[Row]:
             "test_accuracy": row["accuracy"],
             "test_cross_entropy": row["cross_entropy"],
         }
-        for name, row in zip(PROBES, rows, strict=True)
+        for name, row in zip(probe.NAMES, rows, strict=True)
     ]
 
 
@@ -181,13 +180,13 @@ def findings(frame: pd.DataFrame) -> list[str]:
     floor = floors_of(frame).calibrated
     out = []
     for preset, group in ends(frame).groupby("preset", sort=False):
-        if preset in PROBES:
+        if preset in probe.NAMES:
             continue
         by_seed = ", ".join(f"{x:.1%}" for x in group["test_accuracy"])
         gained = 100 * (group["test_accuracy"].mean() - floor)
         beside = "; ".join(
             f"{points:+.1f} and {nats:+.3f} in cross-entropy on the {name}"
-            for name in PROBES
+            for name in probe.NAMES
             for points, nats in (above_probe(frame, preset, name),)
         )
         out.append(
@@ -198,7 +197,7 @@ def findings(frame: pd.DataFrame) -> list[str]:
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    marks = (*PROBES, CEILING)
+    marks = (*probe.NAMES, CEILING)
     curves = {
         preset: group
         for preset, group in frame.groupby("preset", sort=False)

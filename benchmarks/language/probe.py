@@ -30,6 +30,7 @@ from benchmarks.study import COLOURS, Cell, Row, Study, Tick, tabulate
 PENALTIES = tuple(float(c) for c in np.logspace(-4, 0, 9))  # scikit-learn's C
 QUICK, FULL = (512,), (512, 2048, 4096)  # training sentences
 TOGETHER = "several"  # in place of a layer
+NAMES = ("probe of one layer", "probe of several layers")
 LONGEST = 24  # tokens of a training sentence, as in the presets
 
 
@@ -87,13 +88,18 @@ def fitted(train: Features, validation: Features) -> tuple[Pipeline, int, float,
     return best
 
 
-def together(train: Features, test: Features) -> tuple[float, float]:
-    """(Accuracy, cross-entropy) on test of a regression on all layers that are read."""
+def margins_together(train: Features, test: Features) -> np.ndarray:
+    """Margins f[N] on test of a regression on all layers that are read."""
     split = lambda states: list(np.moveaxis(states, 1, 0))
     slopes, bias = head.regression(split(train.states), train.labels)
-    margins = bias + sum(
+    return bias + sum(
         part @ slope for part, slope in zip(split(test.states), slopes, strict=True)
     )
+
+
+def together(train: Features, test: Features) -> tuple[float, float]:
+    """(Accuracy, cross-entropy) of that regression."""
+    margins = margins_together(train, test)
     right = np.mean((margins > 0) == test.labels)
     signs = np.where(test.labels == 1, 1.0, -1.0)
     return float(right), float(np.mean(np.logaddexp(0, -signs * margins)))
