@@ -342,10 +342,10 @@ def test_low_rank_forms_no_kernel_that_is_given_as_a_matrix():
     np.testing.assert_allclose(run(params), whole(params), rtol=1e-4)
 
 
-def test_readme_example():
+def test_example_of_the_guide():
     """The example that needs transformers runs, and its first step lowers the loss."""
     model("transformers' Llama")  # skips where the package is missing
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+    text = (Path(__file__).parent.parent / "notebooks" / "cores.md").read_text()
     (code,) = (
         block
         for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -353,7 +353,7 @@ def test_readme_example():
     )
     assert len([line for line in code.splitlines() if line]) <= 20
     names = {"functools": functools, "jax": jax, "optax": optax, "zojax": zojax}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "cores.md", "exec"), names)
     value_fn, tokens = names["value_fn"], names["tokens"]
     before = value_fn(names["data"]["frozen"], tokens)
     assert value_fn(names["model"].params, tokens) < before

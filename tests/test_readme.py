@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The examples of README and guides run as they stand, and links lead somewhere."""
 
 import functools
 import json
@@ -11,16 +11,26 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 import zojax
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "notebooks/**/*.md", "benchmarks/**/*.md")
+    for page in ROOT.glob(pattern)
+)
+
+
+def examples(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
 def test_example():
     names = {}
-    exec(compile(EXAMPLES[0], "README.md", "exec"), names)
+    exec(compile(examples("README.md")[0], "README.md", "exec"), names)
     final = names["loss"](names["params"], names["target"])
     assert float(final) <= 5
 
@@ -36,7 +46,7 @@ def run_script(script):
 
 def test_simulator_example(tmp_path):
     """At most 12 lines: a numpy simulator in a process pool drives ZoAR."""
-    lines = [line for line in EXAMPLES[1].splitlines() if line]
+    lines = [line for line in examples("README.md")[1].splitlines() if line]
     assert len(lines) <= 12
     script = tmp_path / "example.py"
     last = "    print(float(np.abs(end.params - 1).max()))"
@@ -46,8 +56,8 @@ def test_simulator_example(tmp_path):
 
 def test_program_example(tmp_path):
     """At most 25 lines: a simulator that is a command, and fails now and then."""
-    lines = EXAMPLES[2].splitlines()
-    assert len(lines) <= 25
+    (example,) = examples("notebooks/external.md")
+    assert len(example.splitlines()) <= 25
     (tmp_path / "simulate").write_text(
         f"#!{sys.executable} -IS\nimport json, os, sys\n"
         "assert sys.argv[1:] == ['--mesh', 'fine']\n"
@@ -56,7 +66,7 @@ def test_program_example(tmp_path):
     )
     (tmp_path / "simulate").chmod(0o755)
     script = tmp_path / "example.py"
-    script.write_text(EXAMPLES[2].replace("400,", "20,"))
+    script.write_text(example.replace("400,", "20,"))
     last = run_script(script).splitlines()[-1].split()
     assert (last[0], last[2]) == ("20", "16")
     log = (tmp_path / "run" / "evaluations.jsonl").read_text()
@@ -67,8 +77,8 @@ def test_program_example(tmp_path):
 def test_lazy_example():
     """The model takes lazy params in a step, and plain ones under jax.grad."""
     names = {"functools": functools, "jax": jax, "jnp": jnp, "zojax": zojax}
-    lazy_example, in_place_example = EXAMPLES[3:5]
-    exec(compile(lazy_example, "README.md", "exec"), names)
+    lazy_example, in_place_example = examples("notebooks/language.md")
+    exec(compile(lazy_example, "language.md", "exec"), names)
     opt, loss = names["opt"], names["loss"]
     draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape) / 2
     params = {"embed": draw(0, 9, 4), "layers": {"w": draw(1, 3, 4, 4)}}
@@ -83,7 +93,7 @@ def test_lazy_example():
         params, state = jax.jit(step)(params, state)
     assert loss(params, **data) < before
 
-    exec(compile(in_place_example, "README.md", "exec"), names)
+    exec(compile(in_place_example, "language.md", "exec"), names)
     between = loss(params, **data)
     for n in range(20):
         params = names["step"](params, n, **data)
@@ -96,12 +106,13 @@ def test_lazy_example():
 def test_devices_example():
     """Directions, batch and parameters over a mesh of eight devices."""
     names = {"jax": jax, "jnp": jnp, "optax": optax, "zojax": zojax}
-    exec(compile(EXAMPLES[6], "README.md", "exec"), names)
+    step_example, add_example = examples("notebooks/devices.md")
+    exec(compile(step_example, "devices.md", "exec"), names)
     params, loss = names["params"], names["loss"]
     assert params["w"].sharding.spec == jax.P(None, "model")
     after = loss(params, *names["batch"])
     assert after < loss({"w": 0 * params["w"]}, *names["batch"])
-    exec(compile(EXAMPLES[7], "README.md", "exec"), names)
+    exec(compile(add_example, "devices.md", "exec"), names)
     assert names["params"]["w"].sharding.spec == jax.P(None, "model")
     assert loss(names["params"], *names["batch"]) < after
 
@@ -113,6 +124,36 @@ def test_every_estimator_and_sampler_is_in_the_tables():
         assert f"`{factory.__name__}" in README
     for name in SAMPLERS:
         assert f"`{name}(" in README
-    assert (
-        zojax.__version__ in (Path(__file__).parent.parent / "CHANGELOG.md").read_text()
-    )
+    assert zojax.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_two_minutes_to_read():
+    assert len(README.splitlines()) <= 200
+
+
+def anchors(page):
+    """The headings of a page as links name them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in kept}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links(page):
+    """Each link to a file or a heading of this repository leads there."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_each_example_of_a_guide_is_run():
+    """Those above, and that of cores in test_other_models.py."""
+    run = {"README.md": 2, "external.md": 1, "language.md": 2, "devices.md": 2}
+    found = {page.name: len(examples(page)) for page in PAGES if examples(page)}
+    assert found == {**run, "cores.md": 1}

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument(
         "--whole",
         action="store_true",
-        help="all methods and goals on more images: the table of the README",
+        help="all methods and goals on more images: the table of benchmarks/attack",
     )
     size.add_argument(
         "--full", action="store_true", help="even more images, and more queries"

@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     study = actions.add_parser(
         "study",
-        help="what README shows: curves, methods compared, cost of a step, rewards",
+        help="what its page shows: curves, methods compared, cost of a step, rewards",
     )
     studies.add_arguments(study, STUDIES, ON_DEMAND)
     for name, action in actions.choices.items():
