@@ -64,7 +64,7 @@ def _at(points: PyTree, params: PyTree, i: int) -> PyTree:
 
 def _queries(asked: Queries, params: PyTree, first: int) -> list[Query]:
     return [
-        Query(first + i, _at(asked.points, params, i), key)
+        Query(first + i, _at(asked.points, params, i), np.asarray(key))
         for i, key in enumerate(asked.keys)
     ]
 
