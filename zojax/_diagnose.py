@@ -297,8 +297,8 @@ def diagnose(
     each two bound a and b. Those are the least bounds, of all two up to the first that
     no longer agree to half; a is at least what rounding does to params and to f's
     result. The suggestion has the least e, mu^3 = a / (sqrt(2) b), within what was
-    asked: if it is near an end of that, ask again from there. Forward differences want a
-    smaller one, with an error that grows as mu.
+    asked: if it is near an end of that, ask again from there. Forward differences want
+    a smaller one, with an error that grows as mu.
 
     For use outside jit, before a run or between its steps. Two vectors like params are
     held, and value_fn is called with one point at a time: 2KR times at mu, at least
