@@ -38,8 +38,8 @@ class Diagnosis(NamedTuple):
       agreement: E<g, g'> / E|g|^2 of two independent estimates: their cosine, in the
         mean. That of one estimate with the gradient is about the root of it.
       directions_needed: the K at which signal and noise are equal, other things being
-        so, and inf if no signal was seen; None for a sampler whose rows are neither
-        independent nor orthogonal().
+        so, as little known as their ratio; inf if no signal was seen, None for a
+        sampler whose rows are neither independent nor orthogonal().
       kept, lost, curvature: as :func:`check_smoothing` returns them.
       noise: the standard deviation of f's values at params, in units of f: 0 if two
         calls agree.
@@ -185,7 +185,7 @@ def _estimates(asked: _Question, found: _Differences) -> list[Callable[[], PyTre
 def _products(estimates: list[Callable[[], PyTree]]) -> tuple[np.ndarray, np.ndarray]:
     """|g_r|^2, and <g_r, sum of the others>, of estimates that are made twice.
 
-    Forth and back, so that two vectors are held, and none subtracted from a sum.
+    Forth and back, so that not all are held, and none is subtracted from a sum.
     """
     number = len(estimates)
     squares, crossed = np.zeros(number), np.zeros(number)
@@ -216,8 +216,8 @@ def _signal_to_noise(
     signal, square = pairs / (number * (number - 1)), total / number
     agreement = signal / square if square > 0 else 0.0
     without = lambda r: _ratio(
-        (pairs - 2 * crossed[r]) / ((number - 1) * (number - 2)),
-        (total - squares[r]) / (number - 1),
+        (pairs - 2 * float(crossed[r])) / ((number - 1) * (number - 2)),
+        (total - float(squares[r])) / (number - 1),
     )
     found = [_ratio(signal, square), *map(without, range(number))]
     if np.isinf(found).any():
@@ -245,7 +245,7 @@ def _needed(ratio: float, V: Directions) -> float | None:
 def _search(
     asked: _Question, given: float, found: _Differences, unit: float, reach: int
 ) -> Suggestion:
-    """Asks at so many smoothings to each side, along directions that have answers."""
+    """Asks at so many smoothings to each side, along the first of the directions."""
     if reach == 0:
         return Suggestion()
     probes = range(min(NUM_PROBES, found.plus.size))
@@ -294,14 +294,14 @@ def diagnose(
         e(mu)^2 = (a / mu)^2 + (b mu^2)^2,
 
     noise or rounding, and truncation, neighbours differ by the errors of both, so that
-    each two bound a and b. Those are the least bounds, of all two up to the first that
-    no longer agree to half; a is at least what rounding does to params and to f's
-    result. The suggestion has the least e, mu^3 = a / (sqrt(2) b), within what was
+    each pair bounds a and b. Those are the least bounds, of the pairs up to the first
+    that no longer agrees to half; a is at least what rounding does to params and to
+    f's result. The suggestion has the least e, mu^3 = a / (sqrt(2) b), within what was
     asked: if it is near an end of that, ask again from there. Forward differences want
     a smaller one, with an error that grows as mu.
 
-    For use outside jit, before a run or between its steps. Two vectors like params are
-    held, and value_fn is called with one point at a time: 2KR times at mu, at least
+    For use outside jit, before a run or between its steps. Up to three vectors like
+    params are held, and value_fn is called with one point at a time: 2KR times at mu,
     twice at params (R times more, if these two differ), and up to 32M times elsewhere.
 
     Args:
