@@ -226,6 +226,21 @@ def test_the_best_smoothing_is_found(name, away):
         assert 1 / 2 < found.suggested_smoothing / classic < 2
 
 
+@pytest.mark.parametrize(("sampler", "sixth"), [SIGNS, NORMAL])
+def test_smoothings_that_params_swallow_say_nothing(sampler, sixth):
+    """From far below the steps of bfloat16, where derivatives agree on too little.
+
+    Signs may hit a step exactly, where rounding seems to be less than it is.
+    """
+    off, bend = 2**-7 / 24**0.5 * SLOPE, math.sqrt(sixth * len(WIDE))
+    best = (off / (math.sqrt(2) * bend)) ** (1 / 3)
+    start = jnp.asarray(WIDE, jnp.bfloat16)
+    options = {"key": 0, "sampler": sampler, "num_repeats": 3, "num_smoothings": 5}
+    found = zojax.diagnose(cubes, start, best / 100, 4, **options)
+    assert 1 / 1.6 < found.suggested_smoothing / best < 1.6
+    assert found.smoothing_error > 0.4
+
+
 def test_the_suggestion_is_at_the_end_of_what_was_asked():
     """Of a straight line the largest is best; of one without rounding, the smallest."""
     found = of_linear(None, 4, num_repeats=3, num_smoothings=3)
@@ -238,14 +253,25 @@ def test_the_suggestion_is_at_the_end_of_what_was_asked():
     assert 1 <= found.suggested_smoothing / (1e-1 / 4**2) < 3
 
 
+def test_differences_that_are_exact_by_chance():
+    """Powers of two: no error is seen, and f's values are rounded all the same."""
+    f = lambda x: jnp.float32(1024) + 4 * x[0]
+    options = {"key": 0, "num_repeats": 3, "num_smoothings": 1}
+    found = zojax.diagnose(f, jnp.ones(1), 2.0**-6, 4, **options)
+    assert found.suggested_smoothing == 2.0**-4
+    rounding = 1028 * 2.0**-23 / 24**0.5
+    np.testing.assert_allclose(found.suggested_error, rounding * 2**4 / 4, rtol=1e-3)
+    assert found.smoothing_error == 0
+
+
 def test_nothing_is_suggested_where_f_fails():
-    """-log is NaN from mu = 1 on, and so asked at, but not suggested."""
-
-    def f(x):
-        return float(-np.sum(np.log(x))) if np.min(x) > 0 else np.nan
-
-    found = zojax.diagnose(f, np.ones(5, np.float32), 0.3, 4, key=0, num_repeats=3)
+    """Of a straight line the largest, but not where a half of the points are NaN."""
+    f = lambda x: linear(x) if x[0] + x[1] < 1 else np.nan
+    found = of_linear(rademacher(), 4, f=f, num_repeats=3, num_smoothings=3)
     assert found.num_nonfinite == 0
+    assert 0.1 < found.suggested_smoothing <= 0.4
+    f = lambda x: float(-np.sum(np.log(x))) if np.min(x) > 0 else np.nan
+    found = zojax.diagnose(f, np.ones(5, np.float32), 0.3, 4, key=0, num_repeats=3)
     assert found.suggested_smoothing < 0.1
 
 
@@ -258,15 +284,49 @@ def test_a_difference_that_is_all_wrong_says_nothing():
 
 
 def test_a_staircase_wants_a_smoothing_beyond_its_steps():
-    """Steps of 0.1 swallow a perturbation of 0.001 whole, and two that agree on 0."""
-    f = jax.jit(lambda x: jnp.sum(jnp.round(10 * x)))
-    x = jnp.linspace(0.51, 1.49, 20)
-    found = zojax.diagnose(f, x, 1e-3, 8, key=0, num_repeats=3)
-    assert found.smoothing_error > 0.9
-    assert found.suggested_smoothing > 0.01
-    better = zojax.diagnose(f, x, 0.02, 8, key=0, num_repeats=3)
-    assert better.suggested_smoothing > 0.1
-    assert better.suggested_error < 0.1 < better.smoothing_error
+    """Steps q of each of d terms are off by q / sqrt(12); below them all agree on 0."""
+    step, cubed = 0.01, lambda x: np.asarray(x, np.float64) ** 3
+    f = lambda x: float(np.sum(step * np.round(cubed(x) / step)))
+    best = (step / 24**0.5 / math.sqrt(2)) ** (1 / 3)  # both by the root of d
+    options = {"key": 0, "num_repeats": 3, "num_smoothings": 6}
+    for away in (1 / 1000, 1 / 10):
+        found = zojax.diagnose(f, jnp.asarray(WIDE), away * best, 8, **options)
+        assert 1 / 2 < found.suggested_smoothing / best < 2
+        assert found.suggested_error < 0.02 < found.smoothing_error
+
+
+@pytest.mark.parametrize("given", [1e-4, 3e-3, 1e-1])
+def test_the_error_of_a_network_is_near_its_least(given):
+    """Rounding inside f, tanh: measured along other directions, against autodiff."""
+    x, inputs = (
+        jnp.linspace(0.5, 1.5, 30),
+        jax.random.normal(jax.random.key(0), (64, 30)),
+    )
+    matrix = 0.3 * jax.random.normal(jax.random.key(1), (30, 40))
+    f = jax.jit(
+        lambda x: jnp.mean((jnp.tanh(inputs * x @ matrix).sum(axis=1) - 1) ** 2)
+    )
+    slopes = np.asarray(jax.grad(f)(x), np.float64)
+    rows = np.sign(np.random.default_rng(0).normal(size=(24, 30))).astype(np.float32)
+    at = lambda mu: [
+        (float(f(x + mu * v)) - float(f(x - mu * v))) / (2 * mu) for v in rows
+    ]
+    exact = rows @ slopes
+    error = lambda mu: np.linalg.norm(at(mu) - exact) / np.linalg.norm(exact)
+    found = zojax.diagnose(f, x, given, 4, key=0, num_repeats=3)
+    least = min(map(error, 10.0 ** np.arange(-5, 0.1, 0.25)))
+    assert error(found.suggested_smoothing) < 3 * least
+    assert 1 / 3 < found.smoothing_error / error(given) < 3
+    assert 1 / 5 < found.suggested_error / error(found.suggested_smoothing) < 5
+
+
+def test_directions_that_f_does_not_know():
+    """Most coordinates are not in it: that is no rounding."""
+    f = lambda x: float(np.asarray(x, np.float64)[0] ** 3)
+    options = {"key": 0, "sampler": coordinate(), "num_repeats": 3}
+    found = zojax.diagnose(f, jnp.ones(4), 1e-2, 4, **options)
+    assert 1e-3 < found.suggested_smoothing < 1e-1
+    assert found.suggested_error < 1e-3
 
 
 # -- what it takes ---------------------------------------------------------------------

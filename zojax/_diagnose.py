@@ -45,8 +45,8 @@ class Diagnosis(NamedTuple):
         calls agree.
       smoothing_error: how far the directional derivatives are off at the given
         smoothing, by rounding, noise that both sides do not share and truncation, over
-        their size: 1 or more if nothing of them is right. This and the following are
-        None where no smoothing was compared, or f changed at none.
+        their size at the suggestion: 1 or more if nothing of them is right. This and
+        the following are None where no smoothing was compared, or f changed at none.
       suggested_smoothing: that of the least such error.
       suggested_error: that error.
       num_nonfinite: values that were NaN or infinite, of the 2KR at the smoothing.
@@ -294,11 +294,12 @@ def diagnose(
         e(mu)^2 = (a / mu)^2 + (b mu^2)^2,
 
     noise or rounding, and truncation, neighbours differ by the errors of both, so that
-    each pair bounds a and b. Those are the least bounds, of the pairs up to the first
-    that no longer agrees to half; a is at least what rounding does to params and to
-    f's result. The suggestion has the least e, mu^3 = a / (sqrt(2) b), within what was
-    asked: if it is near an end of that, ask again from there. Forward differences want
-    a smaller one, with an error that grows as mu.
+    each pair bounds a and b. Those are the least bounds, of pairs from where f changes
+    in half of the directions, up to the first that no longer agrees to half; a is at
+    least what rounding does to params and to f's result. The suggestion has the least
+    e, mu^3 = a / (sqrt(2) b), within what was asked: if it is near an end of that, ask
+    again from there. Forward differences want a smaller one, with an error that grows
+    as mu.
 
     For use outside jit, before a run or between its steps. Up to three vectors like
     params are held, and value_fn is called with one point at a time: 2KR times at mu,

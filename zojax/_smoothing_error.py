@@ -68,11 +68,13 @@ def _errors(probed: Probed) -> _Errors | None:
     Derivatives change from one to the next by what either is off.
     """
     mu, halves = probed.smoothings, probed.halves
+    halves = halves[:, (np.nan_to_num(halves) != 0).any(axis=0)]
     low, high, slopes = mu[:-1], mu[1:], halves / mu[:, None]
     change = slopes[1:] - slopes[:-1]
-    # Two that are swallowed agree, but not on a derivative.
-    told = np.isfinite(change) & ((halves[1:] != 0) | (halves[:-1] != 0))
-    some = told.any(axis=1) & (probed.rounded[:-1] <= 0.5)
+    told = np.isfinite(change)
+    # Where most are swallowed neighbours agree, but on too little.
+    moved = (halves[:-1] != 0).sum(axis=1)
+    some = told.any(axis=1) & (2 * moved >= halves.shape[1])
     if not some.any():
         return None
     off, size = _root_mean(change, told), _root_mean(slopes[:-1], told)
