@@ -133,7 +133,7 @@ def test_in_a_chain():
         return optax.apply_updates(x, updates), state
 
     x, state = X, opt.init(X)
-    assert set(state[1].hyperparams) == {"learning_rate", "b1", "b2", "eps", "eps_root"}
+    assert "learning_rate" in state[1].hyperparams
     for n in range(150):
         state[0].hyperparams["smoothing"] = jnp.float32(0.05 * 0.99**n)
         x, state = step(x, state)
