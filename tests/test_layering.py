@@ -35,6 +35,17 @@ ALLOWED = {
         BASE | {"_objective", "_spall", "perturbations"},
         {"jax", "numpy"},
     ),
+    "_smoothing_error": (set(), {"numpy"}),
+    "_diagnose": (
+        BASE
+        | {"_calibration", "_check_smoothing", "_directions", "_evaluation"}
+        | {"_objective", "_smoothing_error", "perturbations"},
+        {"jax", "numpy"},
+    ),
+    "_inject": (
+        {"_estimators", "_numerics", "_objective"},
+        {"jax", "numpy", "optax"},
+    ),
     "_iterates": (BASE | {"_objective"}, {"jax", "optax"}),
     "shaping": ({"_checks", "_estimators"}, {"jax"}),
     "external": (

@@ -48,6 +48,15 @@ def calibrated(steps: int) -> float:
     return float(deviation)
 
 
+def diagnosed(mu: float) -> float:
+    params = {"w": jnp.zeros(4)}
+    found: zojax.Diagnosis = zojax.diagnose(loss, params, mu, 4, key=0, target=1.0)
+    better: float | None = found.suggested_smoothing
+    make = zojax.inject_hyperparams(zojax.zoar)
+    opt: zojax.Estimator = make(mu if better is None else better, 8, key=0)
+    return float(opt.init(params).hyperparams["smoothing"])
+
+
 def parts(key: jax.Array) -> jax.Array:
     sampler: zojax.Sampler = from_rows(row)
     V = zojax.Directions(sampler, key, num_directions=4, chunk_size=2)

@@ -3,6 +3,7 @@
 from zojax import cores, external, perturbations, queries, shaping, weights
 from zojax._calibration import calibrate_spall_gains, noise_deviation
 from zojax._check_smoothing import check_smoothing
+from zojax._diagnose import Diagnosis, diagnose
 from zojax._estimators.aligned_projection import (
     AlignedProjectionState,
     aligned_projection,
@@ -24,6 +25,7 @@ from zojax._estimators.two_point import (
     value_and_grad,
 )
 from zojax._estimators.zoar import ZoarState, zoar
+from zojax._inject import inject_hyperparams
 from zojax._iterates import (
     AverageIteratesState,
     DecayTowardsStartState,
@@ -50,6 +52,7 @@ __all__ = [
     "BlockStepsState",
     "DapState",
     "DecayTowardsStartState",
+    "Diagnosis",
     "Directions",
     "Estimate",
     "Estimator",
@@ -73,10 +76,12 @@ __all__ = [
     "cores",
     "dap",
     "decay_towards_start",
+    "diagnose",
     "estimate",
     "evaluate",
     "external",
     "gaussian_log_density",
+    "inject_hyperparams",
     "materialize",
     "mezo",
     "noise_deviation",

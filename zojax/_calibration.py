@@ -11,7 +11,7 @@ from zojax import _loops as loops
 from zojax._checks import check_int, check_number
 from zojax._keys import canonical_key, purpose_key
 from zojax._numerics import PyTree, value_dtype
-from zojax._objective import answer_of, as_objective, check_params
+from zojax._objective import Objective, answer_of, as_objective, check_params
 from zojax._spall import SpallGains, spall_gains
 from zojax.perturbations import rademacher
 from zojax.perturbations._sampler import Sampler, check_sampler, perturb
@@ -22,21 +22,27 @@ def _known(x: Any) -> bool:
     return not isinstance(x, jax.core.Tracer)
 
 
-def _caller(
-    value_fn: Callable[..., Any], params: PyTree
-) -> Callable[[PyTree, jax.Array], jax.Array]:
-    """(point, key) -> value; a point has arrays of numpy where params have them.
+def as_given(params: PyTree, point: PyTree) -> PyTree:
+    """The point, with arrays of numpy where params have them.
 
     They are copies, since plain Python may write to what it gets.
     """
-    objective = as_objective(value_fn, False)
 
-    def as_given(p, x):
+    def leaf(p, x):
         return np.array(x) if isinstance(p, np.ndarray) and _known(x) else x
 
+    return jax.tree.map(leaf, params, point)
+
+
+def _caller(
+    value_fn: Callable[..., Any] | Objective, params: PyTree
+) -> Callable[[PyTree, jax.Array], jax.Array]:
+    """(point, key) -> value."""
+    objective = as_objective(value_fn, False)
+
     def call(point, key):
-        like_params = jax.tree.map(as_given, params, point)
-        return answer_of(objective.call(like_params, key), False)[0]
+        answer = objective.call(as_given(params, point), key)
+        return answer_of(answer, False)[0]
 
     return call
 
@@ -49,7 +55,7 @@ def _share(finite: jax.Array, minus: int = 0) -> jax.Array:
 
 
 def noise_deviation(
-    value_fn: Callable[..., Any],
+    value_fn: Callable[..., Any] | Objective,
     params: PyTree,
     *,
     key: jax.Array | int,

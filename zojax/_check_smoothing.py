@@ -34,25 +34,34 @@ class SmoothingCheck(NamedTuple):
     curvature: float | None = None
 
 
-def _kept(params: PyTree, direction: PyTree, smoothing: float) -> float:
-    """<round(theta + mu v) - theta, v> / (mu |v|^2)."""
+def shares_of_params(
+    params: PyTree, direction: PyTree, smoothing: float
+) -> tuple[float, float]:
+    """Shares of a perturbation: what rounding keeps of it, and what it changes.
+
+    With m = round(theta + mu v) - theta: <m, v> / (mu |v|^2), |m - mu v| / (mu |v|).
+    """
     moved = perturb(params, direction, smoothing)
 
     def leaf(v, p, q):
         if v is None:
-            return jnp.zeros(2)
+            return jnp.zeros(3)
         wide = wide_dtype(v.dtype)
         v, p, q = v.astype(wide), jnp.asarray(p, wide), q.astype(wide)
-        return jnp.stack([jnp.sum((q - p) * v), jnp.sum(v * v)])
+        away = q - p - jnp.asarray(smoothing, wide) * v
+        return jnp.stack([jnp.sum(x) for x in ((q - p) * v, v * v, away * away)])
 
     sums = jax.tree.leaves(
         jax.tree.map(leaf, direction, params, moved, is_leaf=is_none)
     )
-    moved_by, norm = np.sum([np.asarray(x, float) for x in sums], axis=0, initial=0.0)
-    return float(moved_by / (smoothing * norm)) if norm > 0 else 1.0
+    totals = np.sum([np.asarray(x, float) for x in sums], axis=0, initial=0.0)
+    moved_by, norm, away = np.broadcast_to(totals, 3)
+    if norm == 0:
+        return 1.0, 0.0
+    return float(moved_by / (smoothing * norm)), math.sqrt(away / norm) / smoothing
 
 
-def _of_values(
+def shares_of_values(
     plus: np.ndarray, minus: np.ndarray, at_params: Any, unit: float
 ) -> tuple[float, float]:
     """(Lost, curvature) of values [K], which are rounded to a relative unit."""
@@ -65,6 +74,13 @@ def _of_values(
     lost = min(1.0, rounding / odd) if odd > 0 else 1.0
     both = math.hypot(odd, even)
     return float(lost), float(even / both) if both > 0 else 0.0
+
+
+def unit_of(answer: Any) -> float:
+    """The relative step between values, of what f answered once it is kept."""
+    # Values are kept in float32 or wider; what f returns may be coarser.
+    coarsest = lambda x: jnp.finfo(x).eps if jnp.issubdtype(x, jnp.floating) else 0.0
+    return float(max(coarsest(jnp.result_type(answer)), jnp.finfo(value_dtype()).eps))
 
 
 def _ask(
@@ -80,12 +96,9 @@ def _ask(
         answer = value_fn(point)
         return np.asarray(answer_of(answer, has_aux=False)[0], float)
 
-    # Values are kept in float32 or wider; what f returns may be coarser.
-    coarsest = lambda x: jnp.finfo(x).eps if jnp.issubdtype(x, jnp.floating) else 0.0
     first = value_fn(params)
     base = np.asarray(answer_of(first, has_aux=False)[0], float)
-    answered = jnp.result_type(first)
-    unit = float(max(coarsest(answered), jnp.finfo(value_dtype()).eps))
+    unit = unit_of(first)
     at = lambda k, side: value_at(perturb(params, draw(k), side * smoothing))
     plus, minus = ([at(k, side) for k in range(number)] for side in (1.0, -1.0))
     finite = np.isfinite(plus) & np.isfinite(minus)
@@ -93,7 +106,7 @@ def _ask(
         raise ValueError(
             "value_fn must be finite near params, got no finite difference"
         )
-    return _of_values(np.array(plus)[finite], np.array(minus)[finite], base, unit)
+    return shares_of_values(np.array(plus)[finite], np.array(minus)[finite], base, unit)
 
 
 def check_smoothing(
@@ -150,7 +163,7 @@ def check_smoothing(
     sampler.check(num_directions)
     typed = canonical_key(key)
     draw = lambda k: sampler(typed, k, num_directions, params)
-    kept, warn = _kept(params, draw(0), smoothing), []
+    kept, warn = shares_of_params(params, draw(0), smoothing)[0], []
     if kept < minimum:
         share = f"rounding of params keeps {kept:.0%} of a perturbation"
         warn.append(f"{share}; use a larger smoothing or a wider dtype")

@@ -103,7 +103,10 @@ def check_int(name: str, value: Any, minimum: int, why: str = "") -> None:
     if not is_int or value < minimum:
         array = isinstance(value, jax.Array)
         hint = (
-            "; under optax.inject_hyperparams name it in static_args" if array else ""
+            "; under optax.inject_hyperparams name it in static_args, or use"
+            " zojax.inject_hyperparams"
+            if array
+            else ""
         )
         raise ValueError(
             f"{name} must be an int >= {minimum}{why}, got {value!r}{hint}"

@@ -105,6 +105,11 @@ def number_at(number: Number, count: jax.Array) -> jax.Array:
     return jnp.asarray(number(count) if callable(number) else number, value_dtype())
 
 
+def as_rate(number: Number) -> Number:
+    """A learning rate for optax, which casts a schedule to each leaf, and no array."""
+    return (lambda count: number) if isinstance(number, jax.Array) else number
+
+
 def total(numbers: list[jax.Array]) -> jax.Array:
     """Their sum, in the widest of their dtypes; 0 of none."""
     wide = widest(*numbers)

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from zojax._checks import check_number
-from zojax._numerics import wide_dtype
+from zojax._numerics import as_rate, wide_dtype
+
+Scalar = float | jax.Array
 
 
 class ScaleByRadazoState(NamedTuple):
@@ -18,7 +20,7 @@ class ScaleByRadazoState(NamedTuple):
 
 
 def scale_by_radazo(
-    b1: float = 0.9, b2: float = 0.99, eps: float = 1e-8
+    b1: Scalar = 0.9, b2: Scalar = 0.99, eps: Scalar = 1e-8
 ) -> optax.GradientTransformation:
     """Rescales by the root of a running mean of the *squared first moment*.
 
@@ -57,10 +59,13 @@ def scale_by_radazo(
         return ScaleByRadazoState(moment(), moment())
 
     def update_fn(updates, state, params=None):
-        first = lambda m, g: b1 * m + (1 - b1) * g.astype(m.dtype)
+        # A number as it is, an array in the dtype of a moment.
+        at = lambda x, m: x.astype(m.dtype) if isinstance(x, jax.Array) else x
+        mean = lambda b, m, new: at(b, m) * m + (1 - at(b, m)) * new
+        first = lambda m, g: mean(b1, m, g.astype(m.dtype))
         m = jax.tree.map(first, state.m, updates)
-        s = jax.tree.map(lambda s, m: b2 * s + (1 - b2) * m**2, state.s, m)
-        scale = lambda m, s, g: (m / (jnp.sqrt(s) + eps)).astype(g.dtype)
+        s = jax.tree.map(lambda s, m: mean(b2, s, m**2), state.s, m)
+        scale = lambda m, s, g: (m / (jnp.sqrt(s) + at(eps, s))).astype(g.dtype)
         return jax.tree.map(scale, m, s, updates), ScaleByRadazoState(m, s)
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -68,9 +73,9 @@ def scale_by_radazo(
 
 def radazo(
     learning_rate: optax.ScalarOrSchedule,
-    b1: float = 0.9,
-    b2: float = 0.99,
-    eps: float = 1e-8,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.99,
+    eps: Scalar = 1e-8,
 ) -> optax.GradientTransformation:
     """R-AdaZO as an optimizer: theta <- theta - lr m / (sqrt(s) + eps).
 
@@ -90,6 +95,5 @@ def radazo(
     Source: R-AdaZO, arXiv 2502.01014.
     """
     check_number("learning_rate", learning_rate, 0.0, low_ok=True)
-    return optax.chain(
-        scale_by_radazo(b1, b2, eps), optax.scale_by_learning_rate(learning_rate)
-    )
+    rate = optax.scale_by_learning_rate(as_rate(learning_rate))
+    return optax.chain(scale_by_radazo(b1, b2, eps), rate)

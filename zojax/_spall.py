@@ -83,7 +83,7 @@ class BlockStepsState(NamedTuple):
 
 
 def block_steps(
-    tolerance: float, *, key: jax.Array | int = 0, has_aux: bool = False
+    tolerance: float | jax.Array, *, key: jax.Array | int = 0, has_aux: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """Refuses a step that raises f: u <- 0 where f(theta + u) > f(theta) + tolerance.
 

@@ -13,7 +13,7 @@ from zojax._directions import Directions, as_gradient
 from zojax._estimators import rounds
 from zojax._estimators.log import QueryLog, moments
 from zojax._estimators.step import Estimator, estimator, followed_by
-from zojax._numerics import Number, PyTree, value_dtype
+from zojax._numerics import Number, PyTree, as_rate, value_dtype
 from zojax._objective import as_objective, check_params
 from zojax.perturbations import Sampler, gaussian, rademacher
 
@@ -147,7 +147,7 @@ def mezo(
     estimator = two_point(
         smoothing, 1, key=key, sampler=sampler, difference="central", chunk_size=1
     )
-    return followed_by(estimator, optax.scale_by_learning_rate(learning_rate))
+    return followed_by(estimator, optax.scale_by_learning_rate(as_rate(learning_rate)))
 
 
 def spsa(
@@ -188,7 +188,7 @@ def spsa(
     estimator = two_point(
         smoothing, num_directions, key=key, sampler=signs, difference="central"
     )
-    return followed_by(estimator, optax.scale_by_learning_rate(learning_rate))
+    return followed_by(estimator, optax.scale_by_learning_rate(as_rate(learning_rate)))
 
 
 def value_and_grad(
