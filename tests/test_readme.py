@@ -1,6 +1,8 @@
 """The examples of README and guides run as they stand, and links lead somewhere."""
 
 import functools
+import importlib
+import inspect
 import json
 import os
 import re
@@ -125,6 +127,25 @@ def test_every_estimator_and_sampler_is_in_the_tables():
     for name in SAMPLERS:
         assert f"`{name}(" in README
     assert zojax.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_reference_has_every_public_name():
+    """And names nothing else; a name may stand in a submodule as well."""
+    parts = ["cores", "external", "nnx", "perturbations", "queries", "shaping"]
+    texts = [page.read_text() for page in ROOT.glob("notebooks/reference/*.md")]
+    paths = re.findall(r"^::: (\S+)$", "\n".join(texts), re.MULTILINE)
+    assert len(paths) == len(set(paths))
+    modules = [
+        zojax,
+        *(importlib.import_module(f"zojax.{part}") for part in [*parts, "weights"]),
+    ]
+    public = {
+        name
+        for module in modules
+        for name in module.__all__
+        if not inspect.ismodule(getattr(module, name))
+    }
+    assert {path.rpartition(".")[2] for path in paths} == public
 
 
 def test_two_minutes_to_read():

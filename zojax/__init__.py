@@ -2,7 +2,7 @@
 
 from zojax import cores, external, perturbations, queries, shaping, weights
 from zojax._calibration import calibrate_spall_gains, noise_deviation
-from zojax._check_smoothing import check_smoothing
+from zojax._check_smoothing import SmoothingCheck, check_smoothing
 from zojax._diagnose import Diagnosis, diagnose
 from zojax._estimators.aligned_projection import (
     AlignedProjectionState,
@@ -63,6 +63,7 @@ __all__ = [
     "Sampler",
     "ScaleByRadazoState",
     "SecondOrderSpsaState",
+    "SmoothingCheck",
     "SpallGains",
     "TwoPointState",
     "ZoarState",

@@ -44,10 +44,10 @@ def two_point(
 
     With y_k = f(theta + mu v_k) and E[v v^T] = I:
 
-        forward        g = (1/K) sum_k [y_k - f(theta)] / mu v_k              K + 1
-        central        g = (1/K) sum_k [y_k - f(theta - mu v_k)] / (2 mu) v_k 2K
-        mean           g = (1/K) sum_k [y_k - mean(y)] / mu v_k               K
-        leave_one_out  g = (1/K) sum_k [y_k - mean of the others] / mu v_k    K
+        forward        g = (1/K) sum_k [y_k - f(theta)] / mu v_k               K + 1
+        central        g = (1/K) sum_k [y_k - f(theta - mu v_k)] / (2 mu) v_k  2K
+        mean           g = (1/K) sum_k [y_k - mean(y)] / mu v_k                K
+        leave_one_out  g = (1/K) sum_k [y_k - mean of the others] / mu v_k     K
 
     The last column counts queries; forward takes K where the caller passes ``value=``.
     All but mean are unbiased as mu -> 0; mean shrinks the expectation by (K-1)/K,
@@ -212,8 +212,9 @@ def value_and_grad(
 
     Args:
       value_fn: (params, *args, **kwargs) -> scalar, or (scalar, aux) with ``has_aux``.
-      smoothing, num_directions, sampler, difference, clip, shaping, chunk_size,
-        axis_name, has_aux: as in :func:`two_point`, without schedules.
+      smoothing, num_directions, sampler, difference: as in :func:`two_point`, without
+        schedules.
+      clip, shaping, chunk_size, axis_name, has_aux: likewise.
 
     Returns:
       A function that returns (value, gradient like params), or ((value, aux), gradient)
