@@ -204,7 +204,8 @@ def figure(frame: pd.DataFrame) -> Figure:
                 capsize=3,
             )
         axis.axvline(0, color="0.6", linewidth=0.8)
-        axis.set_xlabel(f"{column.replace('_', '-')} less the probe's, {unit}")
+        axis.set_xlabel(f"{column.replace('_', '-')}, {unit}")
+    out.suptitle("cores-zo less the probe", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
     return out
 
