@@ -33,7 +33,7 @@ def _typeset(text: str) -> str:
 def _formulas(block: re.Match) -> str:
     """An indented block of a docstring, its columns as such, unless it is a program."""
     text = block[1]
-    if "&gt;&gt;&gt;" in text or "updates" in text:
+    if "&gt;&gt;&gt;" in text or "estimator." in text:
         return block[0]
     lines = (re.split(r" {2,}", line) for line in _typeset(text).splitlines())
     rows = ("".join(f"<td>{cell}</td>" for cell in line) for line in lines)
