@@ -3,19 +3,31 @@
 This module imports nothing heavy, since the command reads it before it knows the task.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable, Collection
 
-__all__ = ["UsageError", "names_of", "positive", "positives", "whole_number"]
+import click
+
+__all__ = ["UsageError", "chosen"]
 
 
-class UsageError(Exception):
+class UsageError(click.ClickException):
     """Something that the user can put right: shown as one line, no traceback."""
 
 
+def chosen(option: str, text: str, choices: Collection[str]) -> list[str]:
+    """Some of the choices, which the text separates by commas, in their order."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in choices:
+            raise UsageError(
+                f"{option}: unknown {name!r}, choose from {','.join(choices)}"
+            )
+    return [name for name in choices if name in names]
+
+
+# -- to be removed with argparse
 LARGEST = 2**31 - 1  # counts and seeds are 32-bit in JAX
 
 

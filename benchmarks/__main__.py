@@ -1,30 +1,27 @@
 """The command ``python -m benchmarks TASK``.
 
-A task is a module of this package with ``add_arguments(parser)`` and ``run(args)``. It
-is imported only when it is asked for.
+A task is a module of this package with a ``command``. It is imported only when it is
+asked for.
 """
 
-from __future__ import annotations
-
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
-from benchmarks import UsageError
+import click
 
 # To add a task, add its module's name and one line about it.
 TASKS = {
-    "attack": "black-box attack on a classifier of images",
-    "language": "fine-tuning a language model with forward passes only",
-    "mesh": "moving the vertices of a mesh until a PDE is solved better",
-    "synthetic": "both papers' experiments on synthetic functions",
-    "speed": "time of a step, beside rivals and by size",
-    "memory": "memory of a step, planned and at its peak",
-    "policy": "policies tuned by their returns, beside evolution strategies",
-    "spsa": "SPSA and its options on noisy functions, beside others",
-    "external": "programs and simulators that fail, hang and are killed",
-    "accelerators": "memory of a step as a TPU's compiler plans it, without a TPU",
+    "attack": "Black-box attack on a classifier of images.",
+    "language": "Fine-tuning a language model with forward passes only.",
+    "mesh": "Moving the vertices of a mesh until a PDE is solved better.",
+    "synthetic": "Both papers' experiments on synthetic functions.",
+    "speed": "Time of a step, beside rivals and by size.",
+    "memory": "Memory of a step, planned and at its peak.",
+    "policy": "Policies tuned by their returns, beside evolution strategies.",
+    "spsa": "SPSA and its options on noisy functions, beside others.",
+    "external": "Programs and simulators that fail, hang and are killed.",
+    "accelerators": "Memory of a step as a TPU's compiler plans it, without a TPU.",
 }
 
 
@@ -32,38 +29,66 @@ TASKS = {
 RIVALS = ("torch", "evosax", "gymnax", "brax", "noisyopt", "cocoex")
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that reports bad arguments in one line, by an exception."""
+class Tasks(click.Group):
+    """The tasks; help on all of them imports none."""
 
-    def error(self, message):
-        raise UsageError(f"{message} (see {self.prog} --help)")
+    def list_commands(self, ctx):
+        """Their names."""
+        return list(TASKS)
+
+    def get_command(self, ctx, cmd_name):
+        """The one of this name."""
+        if cmd_name not in TASKS:
+            return None
+        task = importlib.import_module(f"benchmarks.{cmd_name}")
+        return task.command if hasattr(task, "add_arguments") is False else _old(task)
+
+    def format_commands(self, ctx, formatter):
+        """A line each."""
+        with formatter.section("Tasks"):
+            formatter.write_dl(list(TASKS.items()))
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses the command line; imports the module of the task that it names."""
-    parser = Parser(prog="python -m benchmarks", description="Benchmarks of zojax.")
-    tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
-    for name, summary in TASKS.items():
-        task_parser = tasks.add_parser(
-            name,
-            help=summary,
-            description=summary[:1].upper() + summary[1:] + ".",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        if name in argv[:1]:
-            module = importlib.import_module(f"benchmarks.{name}")
-            module.add_arguments(task_parser)
-            task_parser.set_defaults(run=module.run)
-    return parser.parse_args(argv)
+def _old(task):
+    """To be removed: a task whose options are argparse's."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise click.UsageError(message)
+
+    def run(argv):
+        parser = Parser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        task.add_arguments(parser)
+        args = parser.parse_args(argv)
+        args.task = task.__name__.rpartition(".")[2]
+        task.run(args)
+
+    return click.Command(
+        task.__name__.rpartition(".")[2],
+        callback=run,
+        params=[click.Argument(["argv"], nargs=-1, type=click.UNPROCESSED)],
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    tasks = Tasks("benchmarks", help="The problems that zojax is measured on.")
     try:
-        args = parse(sys.argv[1:] if argv is None else argv)
-        args.run(args)
-    except UsageError as error:
-        status, line = 2, str(error)
+        # Not tasks.main: it would swallow what an interrupted task says it has kept.
+        with tasks.make_context("python -m benchmarks", argv) as ctx:
+            tasks.invoke(ctx)
+        return 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "python -m benchmarks"
+        status, line = 2, f"{error.format_message()} (see {path} --help)"
+    except click.ClickException as error:
+        status, line = 2, error.message
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "benchmarks", "zojax"):
@@ -73,8 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         # A task that had something to keep says so in the exception.
         status, line = 130, f"interrupted; {str(stop) or 'nothing new was kept'}"
-    else:
-        return 0
     print(f"benchmarks: {line}", file=sys.stderr)
     return status
 

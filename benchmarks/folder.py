@@ -1,10 +1,9 @@
-"""A folder of results: every file is replaced in one go, settings are remembered."""
-
-from __future__ import annotations
+"""Folders of results: every file is replaced in one go, settings are remembered."""
 
 import io
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,65 +12,61 @@ from matplotlib.figure import Figure
 
 from benchmarks import UsageError
 
-__all__ = ["Folder"]
+__all__ = ["begin", "draw", "save"]
 
 
-class Folder:
-    """Writes files so that an interrupted run leaves whole ones."""
+def save(path: Path, data: bytes | str) -> None:
+    """Replaces a file in one go, so that an interrupted run leaves whole ones."""
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data.encode() if isinstance(data, str) else data)
+        os.replace(part, path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.settings = path / "settings.json"
 
-    def create(self) -> None:
-        """Makes the folder, or says why it cannot."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot write {self.path}: {error.strerror}") from None
+def draw(path: Path, figure: Figure) -> None:
+    """Saves a figure as PNG."""
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150)
+    save(path, image.getvalue())
 
-    def save(self, path: Path, data: bytes) -> None:
-        """Replaces a file in one go."""
-        part = path.with_name(path.name + ".part")
-        self.create()
-        try:
-            part.write_bytes(data)
-            os.replace(part, path)
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}") from None
 
-    def draw(self, path: Path, figure: Figure) -> None:
-        """Saves a figure as PNG."""
-        image = io.BytesIO()
-        figure.savefig(image, dpi=150)
-        self.save(path, image.getvalue())
+def begin(
+    folder: Path, settings: dict[str, Any], old: Sequence[str], resume: bool
+) -> None:
+    """Starts afresh, or checks that what is to be resumed has these settings.
 
-    def begin(
-        self, settings: dict[str, Any], old: Sequence[Path], resume: bool
-    ) -> None:
-        """Starts afresh without old files, or checks that they have these settings."""
-        if resume and self.settings.exists():
-            try:
-                found = json.loads(self.settings.read_text())
-                differing = [
-                    f"{name}={found.get(name)} (now {value})"
-                    for name, value in settings.items()
-                    if found.get(name) != value
-                ]
-            except (OSError, ValueError, AttributeError):
-                raise UsageError(
-                    f"cannot resume: {self.settings} is not readable"
-                ) from None
-            if differing:
-                raise UsageError(
-                    f"cannot resume: {self.path} was made with {', '.join(differing)};"
-                    " choose another --output, or drop --resume to overwrite it"
-                )
-            return
+    Args:
+      folder: where the run keeps its files, and its settings beside them.
+      settings: what the files depend on.
+      old: files and folders in it that a fresh start removes.
+      resume: whether to keep them.
+    """
+    path = folder / "settings.json"
+    if not (resume and path.exists()):
         # Settings first: that also shows whether the folder can be written.
-        self.save(self.settings, json.dumps(settings, indent=2).encode())
-        for path in old:
+        save(path, json.dumps(settings, indent=2))
+        for name in old:
             try:
-                path.unlink(missing_ok=True)
+                if (folder / name).is_dir():
+                    shutil.rmtree(folder / name)
+                (folder / name).unlink(missing_ok=True)
             except OSError as error:
-                raise UsageError(f"cannot replace {path}: {error.strerror}") from None
+                raise UsageError(f"cannot replace {name}: {error.strerror}") from None
+        return
+    try:
+        found = json.loads(path.read_text())
+        differing = [
+            f"{name}={found.get(name)} (now {value})"
+            for name, value in settings.items()
+            if found.get(name) != value
+        ]
+    except (OSError, ValueError, AttributeError):
+        raise UsageError(f"cannot resume: {path} is not readable") from None
+    if differing:
+        raise UsageError(
+            f"cannot resume: {folder} was made with {', '.join(differing)}; choose"
+            " another --output, or drop --resume to overwrite it"
+        )

@@ -1,15 +1,14 @@
-"""A task that is a list of studies: its options, its run, what a resumed run keeps."""
+"""A task that is a list of studies: its command, its run, what a resumed run keeps."""
 
-from __future__ import annotations
-
-import argparse
 import importlib
 import io
 import os
-from collections.abc import Callable, Mapping
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import pandas as pd
 from rich.console import Console
 from rich.progress import (
@@ -22,125 +21,155 @@ from rich.progress import (
 )
 
 import zojax
-from benchmarks import UsageError, names_of, whole_number
-from benchmarks.folder import Folder
-from benchmarks.study import Cell, Row, Study
+from benchmarks import chosen, folder
+from benchmarks.study import Cell, Row, Study, printed
 from benchmarks.threads import run_all
 
-LARGEST_SEED = 10**8  # a run uses a few seeds for each, and they are 32-bit
+SEEDS = click.IntRange(0, 10**8)  # a run uses a few for each, and they are 32-bit
 
 
-def add_arguments(
-    parser: argparse.ArgumentParser,
-    studies: Mapping[str, str],
-    also: Mapping[str, str] | None = None,
-) -> None:
-    """Declares the options of a task.
+def command(
+    package: str,
+    names: Sequence[str],
+    on_demand: Mapping[str, str] | None = None,
+    options: Sequence[click.Option] = (),
+    prepare: Callable[..., None] = lambda **options: None,
+) -> click.Command:
+    """The command of a task.
 
     Args:
-      parser: the task's.
-      studies: module of each study, by name.
-      also: those that run only when asked for, with what to say of them.
+      package: of the task; a study is a module of it with a ``STUDY`` or, where the
+        task has options of its own, a function ``study(**options)``.
+      names: of the studies, which are those of their modules.
+      on_demand: further ones that run only when asked for, with what to say of them.
+      options: of the task's own.
+      prepare: is called with them before anything is written.
     """
-    also = also or {}
-    add = parser.add_argument
-    add(
-        "--studies",
-        type=names_of("study", studies),
-        default=",".join(name for name in studies if name not in also),
-        help="which to run, separated by commas"
-        + "".join(f"; also {name}, which {what}" for name, what in also.items()),
-    )
-    add(
-        "--full",
-        action="store_true",
-        help="the papers' sizes and more seeds; resumable",
-    )
-    add(
-        "--seed", type=whole_number(0), default=0, help="of noise and random objectives"
-    )
-    add(
-        "--jobs",
-        type=whole_number(1),
-        default=min(os.cpu_count() or 1, 4),
-        help="cells at a time; studies that measure time run alone",
-    )
-    add(
-        "--output",
-        type=Path,
-        help="folder; by default results/TASK, or results/TASK-full",
-    )
-    add(
-        "--resume",
-        action="store_true",
-        help="keep the cells that the folder has; otherwise it is overwritten",
+    on_demand = on_demand or {}
+    task = package.rpartition(".")[2]
+    also = "".join(f"; also {name}, which {what}" for name, what in on_demand.items())
+    workers = min(os.cpu_count() or 1, 4)
+    shared = [
+        click.Option(
+            ["--studies"],
+            default=",".join(names),
+            help=f"which to run, separated by commas{also}",
+        ),
+        click.Option(
+            ["--full"],
+            is_flag=True,
+            help="the papers' sizes and more seeds; resumable",
+        ),
+        click.Option(
+            ["--seed"],
+            type=SEEDS,
+            default=0,
+            help="of noise and random objectives",
+        ),
+        click.Option(
+            ["--jobs"],
+            type=click.IntRange(1),
+            default=workers,
+            help="cells at a time; studies that measure time run alone",
+        ),
+        click.Option(
+            ["--output"],
+            type=click.Path(path_type=Path),
+            help=f"folder; by default results/{task}, or results/{task}-full",
+        ),
+        click.Option(
+            ["--resume"],
+            is_flag=True,
+            help="keep the cells that the folder has; otherwise it is overwritten",
+        ),
+    ]
+
+    def run(studies, full, seed, jobs, output, resume, **own):
+        wanted = chosen("--studies", studies, [*names, *on_demand])
+        prepare(**own)
+        found = {}
+        for name in wanted:
+            module = importlib.import_module(f"{package}.{name.replace('-', '_')}")
+            found[name] = module.study(**own) if own else module.STUDY
+        output = output or Path("results") / (task + ("-full" if full else ""))
+        _run(found, full, seed, jobs, output, resume, own)
+
+    about = importlib.import_module(package).__doc__
+    return click.Command(
+        task,
+        callback=run,
+        params=[*shared, *options],
+        help=about,
+        context_settings={"show_default": True},
     )
 
 
-def run(args: argparse.Namespace, studies: Mapping[str, str], **options: Any) -> None:
-    """Runs the studies asked for, one after the other; reports each as it ends.
-
-    Modules hold a STUDY or, where a task has options of its own, study(**options).
-    """
-    if args.seed > LARGEST_SEED:
-        raise UsageError(f"--seed must be at most {LARGEST_SEED}, got {args.seed}")
-    if args.output is None:
-        args.output = Path("results") / (args.task + ("-full" if args.full else ""))
-    settings = {"full": args.full, "seed": args.seed, "zojax": zojax.__version__}
-    settings |= options
-    load = importlib.import_module
-    chosen: dict[str, Study] = {
-        name: load(module).study(**options) if options else load(module).STUDY
-        for name, module in studies.items()
-        if name in args.studies
-    }
-    folders = {name: Folder(args.output / name) for name in chosen}
-    for name, folder in folders.items():
-        old = [folder.path / f"{name}.{end}" for end in ("csv", "png")]
-        folder.begin(settings, old, args.resume)
+def _run(
+    studies: dict[str, Study],
+    full: bool,
+    seed: int,
+    jobs: int,
+    output: Path,
+    resume: bool,
+    own: dict[str, Any],
+) -> None:
+    """Runs the studies, one after the other; reports each as it ends."""
+    settings = {"full": full, "seed": seed, "zojax": zojax.__version__} | own
+    for name in studies:
+        old = ("cells", f"{name}.csv", f"{name}.png")
+        folder.begin(output / name, settings, old, resume)
     console = Console(highlight=False)
+    cells = {name: study.cells(full, seed) for name, study in studies.items()}
     try:
-        for name, study in chosen.items():
-            frame = _measure(name, study, args, folders[name], console)
-            _show(name, study, frame, folders[name], console)
+        for name, study in studies.items():
+            workers = 1 if study.timed else jobs
+            _measure(study.title, cells[name], workers, output / name, console)
+            _show(
+                name, study, _rows(cells[name], output / name), output / name, console
+            )
     except KeyboardInterrupt:
-        kept = []
-        for name, study in chosen.items():
-            cells = study.cells(args.full, args.seed)
-            rows = _load(folders[name].path / f"{name}.csv", cells)
-            found = 0 if rows is None else rows["cell"].nunique()
-            kept.append(f"{name} {found}/{len(cells)}")
+        kept = [
+            f"{name} {len(of) - len(_missing(of, output / name))}/{len(of)}"
+            for name, of in cells.items()
+        ]
         raise KeyboardInterrupt(
-            f"cells kept in {args.output}: {', '.join(kept)}; the same command with"
+            f"cells kept in {output}: {', '.join(kept)}; the same command with"
             " --resume goes on"
         ) from None
 
 
-def _load(path: Path, cells: dict[str, Cell]) -> pd.DataFrame | None:
-    """The rows of a study that are there and belong to its cells."""
+def _path(where: Path, cell: str) -> Path:
+    return where / "cells" / f"{urllib.parse.quote(cell, safe=' ,=()+')}.csv"
+
+
+def _kept(where: Path, cell: str) -> pd.DataFrame | None:
+    """The rows of a cell, if its file is there and whole."""
     try:
-        text = path.read_text(encoding="utf-8")
-        frame = pd.read_csv(io.StringIO(text))
-        frame = frame[frame["cell"].isin(cells)]
-    except (OSError, ValueError, KeyError):
+        text = _path(where, cell).read_text(encoding="utf-8")
+        rows = pd.read_csv(io.StringIO(text))
+    except (OSError, ValueError):
         return None
-    if len(frame) and not text.endswith("\n"):  # cut off: the last cell is not whole
-        frame = frame[frame["cell"] != frame["cell"].iloc[-1]]
-    return frame if len(frame) else None
+    whole = text.endswith("\n") and len(rows) and set(rows.get("cell", ())) == {cell}
+    return rows if whole else None
+
+
+def _missing(cells: dict[str, Cell], where: Path) -> dict[str, Cell]:
+    return {name: cell for name, cell in cells.items() if _kept(where, name) is None}
+
+
+def _rows(cells: dict[str, Cell], where: Path) -> pd.DataFrame:
+    """The rows of all cells, in their order, whatever the order in which they ended."""
+    found = [_kept(where, name) for name in cells]
+    return pd.concat(found, ignore_index=True)
 
 
 def _measure(
-    name: str, study: Study, args: argparse.Namespace, folder: Folder, console: Console
-) -> pd.DataFrame:
-    """Runs the cells that are missing; the CSV is replaced after each."""
-    cells = study.cells(args.full, args.seed)
-    path = folder.path / f"{name}.csv"
-    frames = []
-    if args.resume and (kept := _load(path, cells)) is not None:
-        frames.append(kept)
-    done = set() if not frames else set(frames[0]["cell"])
+    title: str, cells: dict[str, Cell], jobs: int, where: Path, console: Console
+) -> None:
+    """Runs the cells that are missing; each has a file, written as it ends."""
+    missing = _missing(cells, where)
     bars = Progress(
-        TextColumn(f"{study.title:<44.44}"),
+        TextColumn(f"{title:<44.44}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("cells"),
@@ -148,7 +177,7 @@ def _measure(
         TimeRemainingColumn(),
         console=console,
     )
-    bar = bars.add_task("", total=len(cells), completed=len(done))
+    bar = bars.add_task("", total=len(cells), completed=len(cells) - len(missing))
 
     def work(cell: Cell) -> Callable[[Callable[[], None]], list[Row]]:
         def compute(check: Callable[[], None]) -> list[Row]:
@@ -166,31 +195,24 @@ def _measure(
 
         return compute
 
-    def keep(cell_name: str, rows: list[Row]) -> None:
-        found = pd.DataFrame(rows).assign(cell=cell_name)
-        folder.save(path, pd.concat([*frames, found]).to_csv(index=False).encode())
-        frames.append(found)
+    def keep(name: str, rows: list[Row]) -> None:
+        table = pd.DataFrame(rows).assign(cell=name)
+        folder.save(_path(where, name), table.to_csv(index=False))
 
-    missing = {name: work(cell) for name, cell in cells.items() if name not in done}
     with bars:
-        run_all(missing, 1 if study.timed else args.jobs, keep)
-    # In the order of the study, whatever the order in which cells ended.
-    frame = pd.concat(frames)
-    order = {cell: i for i, cell in enumerate(cells)}
-    frame = frame.sort_values("cell", key=lambda c: c.map(order), kind="stable")
-    folder.save(path, frame.to_csv(index=False).encode())
-    return frame.reset_index(drop=True)
+        run_all({name: work(cell) for name, cell in missing.items()}, jobs, keep)
 
 
 def _show(
-    name: str, study: Study, frame: pd.DataFrame, folder: Folder, console: Console
+    name: str, study: Study, frame: pd.DataFrame, where: Path, console: Console
 ) -> None:
-    for table in study.tables(frame):
+    """Prints and draws what the rows say, and puts them into one file."""
+    folder.save(where / f"{name}.csv", frame.to_csv(index=False))
+    for table in printed(study.tables(frame)):
         console.print(table)
     # In a pipe each of these is one line.
     say = lambda text: console.print(text, soft_wrap=not console.is_terminal)
     for sentence in study.findings(frame):
         say(f"- {sentence}")
-    path = folder.path / f"{name}.png"
-    folder.draw(path, study.figure(frame))
-    say(f"Written: {folder.path / f'{name}.csv'}, {path}\n")
+    folder.draw(where / f"{name}.png", study.figure(frame))
+    say(f"Written: {where / f'{name}.csv'}, {where / f'{name}.png'}\n")

@@ -1,12 +1,12 @@
 """What a study is: cells to measure, and what to show of their rows."""
 
-from __future__ import annotations
-
 import math
+import textwrap
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pandas as pd
+import seaborn
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
@@ -16,9 +16,12 @@ __all__ = [
     "Cell",
     "Row",
     "Study",
+    "Tables",
     "Tick",
+    "lines",
+    "mean_error",
     "plain",
-    "tabulate",
+    "printed",
     "with_error",
 ]
 
@@ -31,13 +34,16 @@ Row = dict[str, Any]
 Cell = Callable[[Tick], list[Row]]
 """A unit of work: what a resumed run does again as a whole, or not at all."""
 
+Tables = dict[str, pd.DataFrame]
+"""By title; texts are shown as they are, numbers with three digits."""
+
 
 class Study(NamedTuple):
     """A question, the cells that answer it, and the form of the answer."""
 
     title: str
     cells: Callable[[bool, int], dict[str, Cell]]  # (full size?, seed) -> by name
-    tables: Callable[[pd.DataFrame], list[Table]]
+    tables: Callable[[pd.DataFrame], Tables]
     findings: Callable[[pd.DataFrame], list[str]]  # sentences, computed
     figure: Callable[[pd.DataFrame], Figure]
     timed: bool = False  # its cells measure time: nothing may run beside them
@@ -45,35 +51,9 @@ class Study(NamedTuple):
 
 # Distinct for all eyes (Okabe and Ito), then darker tones for longer lists.
 COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#000000",
-    "#999999",
-    "#7f3c00",
-    "#4b0082",
-    "#006d5b",
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
+    *("#000000", "#999999", "#7f3c00", "#4b0082", "#006d5b"),
 )
-
-
-def tabulate(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
-    """A table whose first column is text and whose others are numbers."""
-    table = Table(
-        title=title,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(str, row))
-    return table
 
 
 def plain(number: float, digits: int = 3) -> str:
@@ -96,3 +76,83 @@ def with_error(mean: float, error: float) -> str:
         return plain(mean)
     digits = max(0, -math.floor(math.log10(error)))
     return f"{mean:.{digits}f}({round(error * 10**digits)})"
+
+
+def mean_error(values: pd.Series) -> str:
+    """The mean of independent runs with its standard error, for ``agg``."""
+    return with_error(values.mean(), values.sem())
+
+
+def tabulate(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
+    """To be removed: a table of rows of texts."""
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(str, row))
+    return table
+
+
+def printed(tables: Tables) -> list[Table]:
+    """The tables as they are printed; what names a row is text and comes first."""
+    if isinstance(tables, list):  # of a study that is not yet rewritten
+        return tables
+    out = []
+    for title, frame in tables.items():
+        table = Table(
+            title=title,
+            box=box.SIMPLE_HEAD,
+            title_justify="left",
+            collapse_padding=True,
+            pad_edge=False,
+        )
+        names = frame.index.nlevels
+        frame = frame.reset_index()
+        for i, column in enumerate(frame.columns):
+            parts = column if isinstance(column, tuple) else (column,)
+            words = [str(part).replace("_", " ") for part in parts if str(part)]
+            heading = "\n".join(
+                line for word in words for line in textwrap.wrap(word, 10)
+            )
+            heading = "" if heading in ("index", "level 0") else heading
+            justify = "right" if i >= names else "left"
+            table.add_column(heading, justify=justify, no_wrap=True)
+        for row in frame.itertuples(index=False, name=None):
+            table.add_row(*map(_shown, row))
+        out.append(table)
+    return out
+
+
+def _shown(entry: Any) -> str:
+    if isinstance(entry, str):
+        return entry
+    if float(entry).is_integer() and abs(entry) < 1e7:
+        return f"{int(entry):,}"
+    return plain(float(entry))
+
+
+def lines(frame: pd.DataFrame, log: str = "", **options: Any) -> Figure:
+    """Curves by seaborn's relplot: x, y, hue, style, col are columns of the frame.
+
+    Args:
+      frame: one row a point; rows that agree in all but y are runs, whose mean is drawn
+        with a band of one standard error.
+      log: the axes whose scale is logarithmic, "x", "y" or "xy".
+      options: of ``seaborn.relplot``.
+    """
+    colours = frame[options["hue"]].nunique() if "hue" in options else 1
+    usual = {
+        "kind": "line",
+        "marker": "o",
+        "errorbar": "se",
+        "palette": list(COLOURS[:colours]) if "hue" in options else None,
+        "height": 3.6,
+        "facet_kws": {"sharex": False, "sharey": False},
+    }
+    grid = seaborn.relplot(frame, **usual | options)
+    grid.set(**{f"{axis}scale": "log" for axis in log})
+    for axes in grid.axes.flat:
+        axes.grid(alpha=0.25)
+    return grid.figure

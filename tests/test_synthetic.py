@@ -2,10 +2,7 @@
 
 import functools
 import importlib
-import json
 import sys
-import time
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +10,14 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 import zojax
-from benchmarks import functions, threads
+from benchmarks import functions
 from benchmarks.__main__ import main
-from benchmarks.folder import Folder
-from benchmarks.study import Study, plain, with_error
 from benchmarks.synthetic import (
     STUDIES,
-    batch_split,
     convergence,
-    density,
+    dense,
     equivalence,
     estimates,
     guide,
@@ -33,12 +26,10 @@ from benchmarks.synthetic import (
     reproduction,
     runs,
     shifting,
+    split,
     variance,
 )
 from zojax import perturbations
-
-OURS = [name for name in STUDIES if name != "rival"]
-
 
 # -- functions -------------------------------------------------------------------------
 
@@ -288,16 +279,6 @@ def test_queries_to_a_target_by_hand():
     assert found.best_step("vanilla") == 0.1
 
 
-def test_numbers_as_shown():
-    assert with_error(0.53493, 0.0071) == "0.535(7)"
-    assert with_error(12.3, 2.2) == "12(2)"
-    assert with_error(3e-33, 1e-34) == "0"
-    assert plain(float("nan")) == "-"
-    assert plain(608_137.2) == "608,137"
-    assert plain(0.0312345) == "0.0312"
-    assert plain(4.2e-5) == "4.20e-05"
-
-
 # -- the command -----------------------------------------------------------------------
 
 
@@ -309,9 +290,9 @@ def small(monkeypatch):
     monkeypatch.setattr(
         variance, "PROBLEMS", {"quadratic": estimates.PROBLEMS["quadratic"]}
     )
-    monkeypatch.setattr(batch_split, "SIZES", (16,))
-    monkeypatch.setattr(batch_split, "SPLITS", (0.5,))
-    monkeypatch.setattr(density, "DENSITIES", (0.25,))
+    monkeypatch.setattr(split, "SIZES", (16,))
+    monkeypatch.setattr(split, "SPLITS", (0.5,))
+    monkeypatch.setattr(dense, "DENSITIES", (0.25,))
     monkeypatch.setattr(guide, "SQUARED_COSINES", (1.0, 0.0))
     monkeypatch.setattr(noise, "OBJECTIVES", {"staircase": noise.staircase})
     monkeypatch.setattr(runs, "NUM_POINTS", 5)
@@ -332,11 +313,11 @@ def small(monkeypatch):
     monkeypatch.setattr(noise, "NAMES", ("mean", "zoar-20"))
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", STUDIES)
 def test_study(name, small, tmp_path, capsys):
     assert main(["synthetic", f"--studies={name}", f"--output={tmp_path}"]) == 0
     printed = capsys.readouterr().out
-    study = importlib.import_module(STUDIES[name]).STUDY
+    study = importlib.import_module(f"benchmarks.synthetic.{name}").STUDY
     assert f"{name}.png" in printed
     assert "\n- " in printed
     frame = pd.read_csv(tmp_path / name / f"{name}.csv")
@@ -344,108 +325,6 @@ def test_study(name, small, tmp_path, capsys):
     assert (tmp_path / name / f"{name}.png").stat().st_size > 5_000
     if name == "equivalence":  # finite differences are policy gradients
         assert max(equivalence.gaps(frame).values()) < 1e-4
-
-
-class Toy:
-    """A study of five cells that notes which it has worked on."""
-
-    def __init__(self):
-        self.worked = []
-        self.study = Study(
-            "Toy",
-            lambda full, seed: {f"cell-{i}": self.cell(i) for i in range(5)},
-            lambda frame: [],
-            lambda frame: [f"sum {frame['value'].sum():g}"],
-            lambda frame: Figure(),
-        )
-
-    def cell(self, i):
-        def run(tick):
-            self.worked.append(i)
-            tick(0.5)
-            return [{"row": j, "value": i + j / 3} for j in range(3)]
-
-        return run
-
-
-@pytest.fixture
-def toy(monkeypatch):
-    found = Toy()
-    monkeypatch.setitem(STUDIES, "toy", "toy_study")
-    module = types.SimpleNamespace(STUDY=found.study)
-    monkeypatch.setitem(sys.modules, "toy_study", module)
-    return found
-
-
-def test_interrupted_and_resumed_is_as_unbroken(toy, tmp_path, monkeypatch, capsys):
-    flags = ["synthetic", "--studies=toy", "--jobs=1", f"--output={tmp_path}"]
-    assert main(flags) == 0
-    whole = (tmp_path / "toy/toy.csv").read_text()
-    assert "sum 35" in capsys.readouterr().out
-
-    kept = []
-    save = Folder.save
-
-    def interrupting_save(self, path, data):
-        save(self, path, data)
-        kept.append(path)
-        if len(kept) == 3:  # settings and two cells
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Folder, "save", interrupting_save)
-    assert main(flags) == 130
-    error = capsys.readouterr().err
-    assert "toy 2/5" in error
-    assert "--resume" in error
-    assert len(error.splitlines()) == 1
-    monkeypatch.setattr(Folder, "save", save)
-    kept_cells = set(pd.read_csv(tmp_path / "toy/toy.csv")["cell"])
-    toy.worked.clear()
-    assert main([*flags, "--resume"]) == 0
-    assert len(toy.worked) == 3
-    assert {f"cell-{i}" for i in toy.worked}.isdisjoint(kept_cells)
-    assert (tmp_path / "toy/toy.csv").read_text() == whole
-
-
-def test_an_interrupted_cell_stops_early(toy, tmp_path, monkeypatch):
-    """The running cell is told to stop at its next tick."""
-    ended = []
-
-    def endless(tick):
-        try:
-            while True:
-                tick(0.0)
-                time.sleep(0.01)
-        finally:
-            ended.append(True)
-
-    def interrupt(running, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(toy, "cell", lambda i: endless)
-    monkeypatch.setattr(threads, "wait", interrupt)
-    assert main(["synthetic", "--studies=toy", f"--output={tmp_path}"]) == 130
-    assert ended
-
-
-def test_a_damaged_csv_is_measured_again(toy, tmp_path):
-    flags = ["synthetic", "--studies=toy", f"--output={tmp_path}", "--resume"]
-    assert main(flags) == 0
-    whole = (tmp_path / "toy/toy.csv").read_text()
-    for damaged in ("", "cell\n", "a,b\n1,2\n", whole[:-1], whole[: len(whole) // 2]):
-        (tmp_path / "toy/toy.csv").write_text(damaged)
-        assert main(flags) == 0
-        assert (tmp_path / "toy/toy.csv").read_text() == whole
-
-
-def test_other_studies_of_a_folder_are_left_alone(toy, tmp_path, monkeypatch):
-    assert main(["synthetic", "--studies=toy", f"--output={tmp_path}"]) == 0
-    whole = (tmp_path / "toy/toy.csv").read_text()
-    monkeypatch.setitem(STUDIES, "another", "toy_study")
-    flags = ["synthetic", "--studies=another", "--seed=3", f"--output={tmp_path}"]
-    assert main(flags) == 0
-    assert (tmp_path / "another/another.csv").exists()
-    assert (tmp_path / "toy/toy.csv").read_text() == whole
 
 
 def test_a_missing_rival_is_one_line(tmp_path, monkeypatch, capsys):
@@ -456,29 +335,3 @@ def test_a_missing_rival_is_one_line(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == (
         'benchmarks: torch is missing: pip install -e ".[rivals]"\n'
     )
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--studies=variances"], "variances"),
-        (["--seed=-1"], "--seed"),
-        (["--jobs=0"], "--jobs"),
-        (["--seed=2147483647"], "--seed"),
-    ],
-)
-def test_bad_arguments_are_one_line(flags, words, tmp_path, capsys):
-    assert main(["synthetic", *flags, f"--output={tmp_path / 'out'}"]) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert len(error.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_resume_with_other_settings_is_refused(toy, tmp_path, capsys):
-    tmp_path.joinpath("toy").mkdir()
-    settings = tmp_path / "toy/settings.json"
-    settings.write_text(json.dumps({"full": True, "seed": 0}))
-    flags = ["synthetic", "--studies=toy", f"--output={tmp_path}", "--resume"]
-    assert main(flags) == 2
-    assert "full=True (now False)" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import folder
+from benchmarks import old_folder as folder
 from benchmarks.attack.engine import GOALS, METHODS
 
 SETTINGS = (

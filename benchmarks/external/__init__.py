@@ -4,30 +4,16 @@ How near a run is to the wall time of its evaluations alone, what failures cost 
 descent, and whether a run that is killed again and again comes to the same end.
 """
 
-from __future__ import annotations
-
-import argparse
 import logging
 
-# Name: module, which holds a STUDY.
-STUDIES = {
-    "workers": "benchmarks.external.workers",
-    "simulator": "benchmarks.external.simulator",
-    "kills": "benchmarks.external.kills",
-}
+from benchmarks import studies
+
+STUDIES = ("workers", "simulator", "kills")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of the task."""
-    from benchmarks import studies
-
-    studies.add_arguments(parser, STUDIES)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Runs the task."""
-    from benchmarks import studies
-
-    # Failures are meant to be; the tables count them.
+def prepare() -> None:
+    """Silences failures: they are meant to be, and the tables count them."""
     logging.getLogger("zojax.external").setLevel(logging.ERROR)
-    studies.run(args, STUDIES)
+
+
+command = studies.command(__name__, STUDIES, prepare=prepare)

@@ -44,7 +44,7 @@ ON_DEMAND = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the actions and their options."""
-    from benchmarks import studies
+    from benchmarks import old_studies as studies
     from benchmarks.language.recipe import PRESETS, Recipe
 
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
@@ -128,7 +128,7 @@ def not_negative(text: str) -> float:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the action."""
-    from benchmarks import studies
+    from benchmarks import old_studies as studies
     from benchmarks.language import command
 
     if args.action == "study":

@@ -25,7 +25,6 @@ from rich.progress import (
 
 import zojax
 from benchmarks import UsageError
-from benchmarks.folder import Folder
 from benchmarks.language import assets, problem, recipe, report, training
 from benchmarks.language.problem import (
     DEFAULT_MODEL,
@@ -37,6 +36,7 @@ from benchmarks.language.problem import (
 )
 from benchmarks.language.recipe import PRESETS, Recipe
 from benchmarks.language.tasks import LABELS, Sentence, encode, template_end, word_ids
+from benchmarks.old_folder import Folder
 
 __all__ = ["predict", "setup", "train"]
 

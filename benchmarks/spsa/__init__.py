@@ -4,26 +4,7 @@ COCO's functions (coco-experiment) are host functions, called from jitted steps;
 and evosax's make the same number of calls, with step sizes from grids of one size.
 """
 
-from __future__ import annotations
+from benchmarks import studies
 
-import argparse
-
-# Name: module, which holds a STUDY.
-STUDIES = {
-    "reference": "benchmarks.spsa.reference",
-    "coco": "benchmarks.spsa.coco",
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of the task."""
-    from benchmarks import studies
-
-    studies.add_arguments(parser, STUDIES)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Runs the task."""
-    from benchmarks import studies
-
-    studies.run(args, STUDIES)
+STUDIES = ("reference", "coco")
+command = studies.command(__name__, STUDIES)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from benchmarks.study import COLOURS, Cell, Study, plain, tabulate, with_error
-from benchmarks.synthetic.density import linear_problem
+from benchmarks.synthetic.dense import linear_problem
 from benchmarks.synthetic.estimates import Method, measure
 from zojax import perturbations
 
