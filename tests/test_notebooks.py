@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom, and are stored with their outputs."""
 
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -41,6 +42,30 @@ def test_stored_outputs_are_those_of_one_run(path):
     assert figures or path.stem == "07_recipes"  # which asserts what it promises
     assert path.stat().st_size < LIMIT
     assert notebook.metadata.kernelspec.name == "python3"
+
+
+# What editors, linters, converters and merges leave behind, and readers should not see.
+STRAY = re.compile(
+    r"^\s*# ?(%%|\||\+|-{3,}|noqa|fmt:|pragma|type: ignore|region|endregion)"
+    r"|<!--|-->|^<{7}|^={7}|^>{7}|\b(TODO|FIXME|XXX)\b|^%%|^:::|\ufeff|\u00a0",
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["# %%\nx = 1", "x = 1\n#| echo: false", "<!-- cell -->", "%%capture", "# TODO: y"],
+)
+def test_stray_markers_are_found(text):
+    assert STRAY.search(text)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_cells_hold_no_stray_markers(path):
+    for cell in read(path).cells:
+        assert not STRAY.search(cell.source)
+        assert cell.source.strip()
+        assert not cell.metadata  # tags are an editor's
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
