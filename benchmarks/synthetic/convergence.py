@@ -5,94 +5,61 @@ mu = 0.05, R-AdaZO with betas 0.9 and 0.99) at every step size of one grid. Tabl
 the paper's step size, and each method at the best of its own.
 """
 
-from __future__ import annotations
-
+import functools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from benchmarks.functions import FUNCTIONS
-from benchmarks.study import COLOURS, Cell, Row, Study, plain, tabulate
-from benchmarks.synthetic.runs import (
-    METHODS,
-    PAPER_STEP,
-    STEPS,
-    Curves,
-    constant,
-    curves,
-)
+from benchmarks.study import Cell, Row, Study, Tables, Tick, lines
+from benchmarks.synthetic.runs import METHODS, PAPER_STEP, curves
 
 QUICK, FULL = (500, 2000), (10_000, 20_000)  # d, iterations
 SEEDS = 3
-
-
-def curve_rows(
-    name: str,
-    method: str,
-    found: Curves,
-    seeds: Sequence[int],
-    step_sizes: Sequence[float],
-) -> list[Row]:
-    """Rows of the curves of one function and method."""
-    return [
-        {
-            "function": name,
-            "method": method,
-            "step_size": step_size,
-            "seed": seed,
-            "iteration": int(iteration),
-            "queries": int(iteration) * METHODS[method].queries,
-            "loss": float(loss),
-        }
-        for i, seed in enumerate(seeds)
-        for j, step_size in enumerate(step_sizes)
-        for iteration, loss in zip(found.iterations, found.losses[i, j], strict=True)
-    ]
-
-
 PRESETS = ("recommended", "recommended-half", "fast-half", "fast-30")
+DRAWN = (
+    *("vanilla", "mean", "zoar-5", "zoar-20", "zoar-5-cosine", "mean-rademacher"),
+    *("recommended", "fast-half", "exact", "exact-cosine"),
+)
+
+
+def descend(function: str, method: str, full: bool, seed: int, tick: Tick) -> list[Row]:
+    """All seeds and step sizes in one program."""
+    dimension, iterations = FULL if full else QUICK
+    found = curves(
+        FUNCTIONS[function],
+        METHODS[method],
+        dimension=dimension,
+        iterations=iterations,
+        seeds=range(SEEDS * seed, SEEDS * (seed + 1)),
+        tick=tick,
+    )
+    return [{"function": function, "method": method} | row for row in found]
 
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
-    """A cell for each function and method: all seeds and step sizes in one program."""
-    dimension, iterations = FULL if full else QUICK
-    seeds = range(SEEDS * seed, SEEDS * (seed + 1))
-
-    def cell(name, method):
-        def run(tick):
-            found = curves(
-                FUNCTIONS[name],
-                METHODS[method],
-                dimension=dimension,
-                iterations=iterations,
-                seeds=seeds,
-                tick=tick,
-            )
-            return curve_rows(name, method, found, seeds, STEPS)
-
-        return run
-
-    return {f"{f}/{m}": cell(f, m) for f in FUNCTIONS for m in METHODS}
+    """A cell for each function and method."""
+    return {
+        f"{f}/{m}": functools.partial(descend, f, m, full, seed)
+        for f in FUNCTIONS
+        for m in METHODS
+    }
 
 
 class Runs:
     """The curves of one function, averaged over seeds."""
 
-    def __init__(self, frame: pd.DataFrame, function: str):
-        rows = frame[frame["function"] == function]
+    def __init__(self, rows: pd.DataFrame):
         keys = ["method", "step_size", "iteration"]
         self.loss = rows.groupby(keys)["loss"].mean()
         self.last = rows["iteration"].max()
-        final = rows[rows["iteration"] == self.last]
-        self.final = final.groupby(["method", "step_size"])["loss"]
+        self.final = self.loss.xs(self.last, level="iteration")
 
     def best_step(self, method: str) -> float:
         """The step size of the lowest mean final loss."""
-        return float(self.final.mean()[method].idxmin())
+        return float(self.final[method].idxmin())
 
     def queries_to(self, target: float, method: str, step_size: float) -> float:
         """Calls of f until the mean loss is at most the target; nan if never."""
@@ -109,90 +76,69 @@ class Runs:
 
         Both at their best step sizes; nan if the method never gets there.
         """
-        target = self.final.mean()["zoar-5"].min()
+        target = self.final["zoar-5"].min()
         calls = lambda name: self.queries_to(target, name, self.best_step(name))
         return calls(method) / calls("zoar-5")
 
+    def under_vanilla(self, method: str) -> float:
+        """How many times fewer calls reach vanilla's loss, at the paper's step size."""
+        target = self.final["vanilla", PAPER_STEP]
+        calls = lambda name: self.queries_to(target, name, PAPER_STEP)
+        return calls("vanilla") / calls(method)
 
-def _ratio(number: float) -> str:
-    return "never" if math.isnan(number) else f"{number:.2f}"
+
+def by_function(frame: pd.DataFrame) -> dict[str, Runs]:
+    """The curves of each."""
+    return {f: Runs(part) for f, part in frame.groupby("function", sort=False)}
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
-    """At the paper's step size, and each method at the best of the grid."""
-    functions = [f for f in FUNCTIONS if f in set(frame["function"])]
-    runs = {f: Runs(frame, f) for f in functions}
-    full = frame["iteration"].max() == FULL[1]
-    dimension, iterations = FULL if full else QUICK
-    size = f"d = {dimension:,}, {iterations:,} steps, {SEEDS} seeds"
+def tables(frame: pd.DataFrame) -> Tables:
+    """At the paper's step size, and each method at the best of the grid.
 
-    paper, against_vanilla, best, steps_found, against_zoar = [], [], [], [], []
-    for name, method in METHODS.items():
-        final = {f: runs[f].final.mean()[name] for f in functions}
-        steps = {f: runs[f].best_step(name) for f in functions}
-        paper.append([method.label, *(plain(final[f][PAPER_STEP]) for f in functions)])
-        best.append([method.label, *(plain(final[f][steps[f]]) for f in functions)])
-        edges = min(STEPS), max(STEPS)
-        marked = [f"{steps[f]:g}{'*' if steps[f] in edges else ''}" for f in functions]
-        steps_found.append([method.label, *marked])
-        row = []
-        for f in functions:
-            row.append(_ratio(runs[f].over_zoar(name)))
-        against_zoar.append([method.label, *row])
-        row = []
-        for f in functions:
-            target = runs[f].final.mean()["vanilla", PAPER_STEP]
-            queries = runs[f].queries_to(target, name, PAPER_STEP)
-            whole = runs[f].queries_to(target, "vanilla", PAPER_STEP)
-            row.append("never" if math.isnan(queries) else f"{whole / queries:.1f}x")
-        against_vanilla.append([method.label, *row])
-    columns = ["", *functions]
-    tables = [
-        tabulate(f"Step size {PAPER_STEP:g}: final loss; {size}", columns, paper),
-        tabulate(
-            f"Step size {PAPER_STEP:g}: how many times fewer calls of f reach vanilla's"
-            " final loss",
-            columns,
-            against_vanilla,
+    A method that never gets there has no ratio. An exact gradient counts as 10 calls.
+    """
+    runs = by_function(frame)
+    last, seeds = frame["iteration"].max(), frame["seed"].nunique()
+    columns = {
+        f"Step size {PAPER_STEP:g}: final loss; {last:,} steps, {seeds} seeds": (
+            lambda of, name: of.final[name, PAPER_STEP]
         ),
-        tabulate("Best step size of the grid: final loss", columns, best),
-        tabulate("The best step size", columns, steps_found),
-        tabulate(
-            "Best step sizes: calls of f to reach ZoAR's final loss, over ZoAR's N = 5",
-            columns,
-            against_zoar,
+        f"Step size {PAPER_STEP:g}: how many times fewer calls of f reach vanilla's"
+        " final loss": Runs.under_vanilla,
+        "Best step size of the grid: final loss": lambda of, name: of.final[name].min(),
+        "The best step size": Runs.best_step,
+        "Best step sizes: calls of f to reach ZoAR's final loss, over ZoAR's N = 5": (
+            Runs.over_zoar
         ),
-    ]
-    tables[-1].caption = (
-        "recommended: mean baseline, Rademacher, cosine decay over the run, or over"
-        " half of it; fast preset: K = 20, betas 0 and 0.95, exponential decay by 2.2"
-        " over half or 30% of the calls. An exact gradient counts as 10 calls. *: edge"
-        " of the grid."
-    )
-    return tables
+    }
+    labels = {name: method.label for name, method in METHODS.items()}
+    return {
+        title: pd.DataFrame(
+            {
+                f: {label: of(run, name) for name, label in labels.items()}
+                for f, run in runs.items()
+            }
+        )
+        for title, of in columns.items()
+    }
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
     """Does the recommended preset halve ZoAR's calls; what does the history bring."""
-    functions = [f for f in FUNCTIONS if f in set(frame["function"])]
     preset, decayed, history, share = [], [], [], []
-    for f in functions:
-        runs = Runs(frame, f)
-        final = runs.final.mean()
+    for f, runs in by_function(frame).items():
         soonest = np.fmin.reduce([runs.over_zoar(name) for name in PRESETS])
-        preset.append(f"{f} {_ratio(soonest)}")
-        decayed.append(f"{f} {_ratio(runs.over_zoar('zoar-5-cosine'))}")
-        ratio = final["zoar-5"].min() / final["mean"].min()
+        preset.append(f"{f} {soonest:.2f}")
+        decayed.append(f"{f} {runs.over_zoar('zoar-5-cosine'):.2f}")
+        ratio = runs.final["zoar-5"].min() / runs.final["mean"].min()
         history.append(f"{f} {ratio - 1:+.0%}")
-        gain = lambda m, final=final: math.log(
-            final["vanilla", PAPER_STEP] / final[m, PAPER_STEP]
-        )
-        whole = gain("zoar-5")
-        share.append(f"{f} {gain('mean') / whole:.0%}" if whole > 0 else f"{f} -")
+        paper = np.log(runs.final.xs(PAPER_STEP, level="step_size"))
+        gain = paper["vanilla"] - paper
+        share.append(f"{f} {gain['mean'] / gain['zoar-5']:.0%}")
     return [
         "Calls of f that our presets need for ZoAR's final loss, over ZoAR's, each at"
-        f" its best step size, the soonest of four: {', '.join(preset)}; ZoAR"
-        f" itself with a cosine decay: {', '.join(decayed)}.",
+        f" its best step size, the soonest of four (nan: never): {', '.join(preset)};"
+        f" ZoAR itself with a cosine decay: {', '.join(decayed)}.",
         "Final loss of ZoAR (N = 5) against the mean baseline alone, each at its best"
         f" step size: {', '.join(history)}.",
         "Share of ZoAR's gain over vanilla (in log loss, at the paper's step size) that"
@@ -200,60 +146,28 @@ def findings(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-DRAWN = (
-    "vanilla",
-    "mean",
-    "zoar-5",
-    "zoar-20",
-    "zoar-5-cosine",
-    "mean-rademacher",
-    "recommended",
-    "fast-half",
-    "exact",
-    "exact-cosine",
-)
-
-
 def figure(frame: pd.DataFrame) -> Figure:
     """Loss by calls of f: the paper's step size above, each method's best below."""
-    functions = [f for f in FUNCTIONS if f in set(frame["function"])]
-    out = Figure(figsize=(3.1 * len(functions), 7), layout="constrained")
-    axes = out.subplots(2, len(functions), squeeze=False)
-    for column, f in zip(axes.T, functions, strict=True):
-        runs = Runs(frame, f)
-        for axis, best in zip(column, (False, True), strict=True):
-            for colour, name in zip(COLOURS, DRAWN, strict=False):
-                method = METHODS[name]
-                if name == ("exact" if best else "exact-cosine"):
-                    continue
-                if method.decay is not constant and not best:
-                    continue
-                step = runs.best_step(name) if best else PAPER_STEP
-                curve = runs.loss[name, step]
-                curve = curve[curve.index <= math.ceil(method.budget * runs.last)]
-                exact = name.startswith("exact")
-                axis.plot(
-                    curve.index * method.queries / 1000,
-                    curve.to_numpy(),
-                    color="black" if exact else colour,
-                    linestyle=":" if exact else "-",
-                    linewidth=1.6,
-                    label="exact gradient" if exact else method.label,
-                )
-            target = runs.final.mean()["exact-cosine"].min()
-            if best and target < 1e-6:
-                axis.set_ylim(bottom=runs.final.mean()["recommended"].min() / 10)
-            axis.set(yscale="log", xlabel="thousand calls of f")
-            axis.set_title(
-                f"{f}, {'best step sizes' if best else f'step size {PAPER_STEP:g}'}",
-                fontsize=10,
-            )
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
-    for row in axes:
-        row[0].set_ylabel("loss f(θ), mean of the seeds")
-    handles, labels = axes[1, 0].get_legend_handles_labels()
-    out.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    parts = []
+    for f, runs in by_function(frame).items():
+        for name in DRAWN:
+            method = METHODS[name]
+            steps = {"best step size": runs.best_step(name)}
+            if not name.endswith("cosine") and name not in PRESETS:
+                steps[f"step size {PAPER_STEP:g}"] = PAPER_STEP
+            for panel, step in steps.items():
+                curve = runs.loss[name, step].reset_index()
+                # What is spent stands still.
+                curve = curve[curve["iteration"] <= method.budget * runs.last]
+                labels = {"method": method.label, "panel": panel, "function": f}
+                calls = curve["iteration"] * method.queries / 1000
+                parts.append(curve.assign(**labels, calls=calls))
+    axes = {"x": "calls", "y": "loss", "hue": "method", "col": "function"}
+    out = lines(
+        pd.concat(parts, ignore_index=True), "y", **axes, row="panel", marker=""
+    )
+    for panel in out.axes:
+        panel.set(xlabel="thousand calls of f")
     return out
 
 

@@ -5,8 +5,6 @@ the exact gradient, over |gradient|^2. tau-MSE, the quantity of arXiv 2510.19975
 only entries of at least tau. Everything is float64 with mu = 1e-8, as in the paper.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -152,18 +150,28 @@ def _power_of_two(number: int) -> bool:
     return number >= 2 and number & (number - 1) == 0
 
 
+def _independent(label: str, sampler, entrywise: Errors) -> Method:
+    return Method(label, isotropic(sampler), entrywise=entrywise)
+
+
+def _aligned(label: str, base, fixed_length: bool = False) -> Method:
+    rows = exactly_aligned(base, fixed_length)
+    return Method(f"exact DAP, {label}", rows, entrywise=_projection_errors)
+
+
+def _two_stage(label: str, combine: str) -> Method:
+    build = two_stage(combine)
+    return Method(f"two-stage DAP, {label}", build=build, accepts=lambda k: k >= 2)
+
+
 _gaussian, _sphere = perturbations.gaussian(), perturbations.sphere()
 _rademacher, _coordinate = perturbations.rademacher(), perturbations.coordinate()
 
 METHODS = {
-    "gaussian": Method("gaussian", isotropic(_gaussian), entrywise=_gaussian_errors),
-    "sphere": Method("sphere", isotropic(_sphere), entrywise=_sphere_errors),
-    "rademacher": Method(
-        "Rademacher", isotropic(_rademacher), entrywise=_projection_errors
-    ),
-    "coordinate": Method(
-        "coordinate", isotropic(_coordinate), entrywise=_coordinate_errors
-    ),
+    "gaussian": _independent("gaussian", _gaussian, _gaussian_errors),
+    "sphere": _independent("sphere", _sphere, _sphere_errors),
+    "rademacher": _independent("Rademacher", _rademacher, _projection_errors),
+    "coordinate": _independent("coordinate", _coordinate, _coordinate_errors),
     "rademacher-loo": Method(
         "Rademacher, leave-one-out",
         isotropic(_rademacher),
@@ -172,41 +180,13 @@ METHODS = {
         entrywise=_leave_one_out_errors,
         accepts=lambda k: k >= 2,
     ),
-    "dap-gaussian": Method(
-        "exact DAP, gaussian",
-        exactly_aligned(_gaussian),
-        entrywise=_projection_errors,
-    ),
-    "dap-sphere": Method(
-        "exact DAP, sphere",
-        exactly_aligned(_sphere),
-        entrywise=_projection_errors,
-    ),
-    "dap-rademacher": Method(
-        "exact DAP, Rademacher",
-        exactly_aligned(_rademacher),
-        entrywise=_projection_errors,
-    ),
-    "dap-coordinate": Method(
-        "exact DAP, coordinate",
-        exactly_aligned(_coordinate),
-        entrywise=_projection_errors,
-    ),
-    "dap-hybrid": Method(
-        "exact DAP, fixed length",
-        exactly_aligned(_gaussian, fixed_length=True),
-        entrywise=_projection_errors,
-    ),
-    "dap-refined": Method(
-        "two-stage DAP, refined",
-        build=two_stage("refined"),
-        accepts=lambda k: k >= 2,
-    ),
-    "dap-average": Method(
-        "two-stage DAP, averaged",
-        build=two_stage("average"),
-        accepts=lambda k: k >= 2,
-    ),
+    "dap-gaussian": _aligned("gaussian", _gaussian),
+    "dap-sphere": _aligned("sphere", _sphere),
+    "dap-rademacher": _aligned("Rademacher", _rademacher),
+    "dap-coordinate": _aligned("coordinate", _coordinate),
+    "dap-hybrid": _aligned("fixed length", _gaussian, fixed_length=True),
+    "dap-refined": _two_stage("refined", "refined"),
+    "dap-average": _two_stage("averaged", "average"),
     "orthogonal": Method(
         "orthogonal",
         build=_design(perturbations.orthogonal(), "forward"),
@@ -344,14 +324,13 @@ def errors(
 
 
 def summary(values: np.ndarray, theory: np.ndarray) -> dict[str, float]:
-    """Median, quartiles, mean, standard error, theory and z.
+    """Median, mean, standard error, theory and z.
 
     z is the distance of the mean from its closed form in standard errors, beyond
     TOLERANCE; 0 where the two agree to that, nan where there is no closed form.
     """
     kept = ~np.isnan(values)
     values, theory = values[kept], theory[kept]
-    first, median, third = np.percentile(values, (25, 50, 75))
     # Trial by trial, since the objective of each has a theory of its own.
     gap = values - theory
     z = np.nan if np.isnan(gap).any() else 0.0
@@ -359,9 +338,7 @@ def summary(values: np.ndarray, theory: np.ndarray) -> dict[str, float]:
     if beyond > 0:
         z = beyond / (gap.std(ddof=1) / np.sqrt(len(gap)))
     return {
-        "median": median,
-        "first_quartile": first,
-        "third_quartile": third,
+        "median": np.median(values),
         "mean": values.mean(),
         "standard_error": values.std(ddof=1) / np.sqrt(len(values)),
         "theory": theory.mean(),
@@ -411,10 +388,11 @@ def measure(
 
 
 def relative(frame: pd.DataFrame, by: list[str], group: list[str]) -> pd.DataFrame:
-    """Adds `ratio`: the mean error over the sphere's in the same group."""
+    """Rows of errors with `ratio`: the mean error over the sphere's of the group."""
     frame = frame[frame["measure"].isin(("error", "tau_error"))]
-    sphere = frame[frame["method"] == "sphere"].set_index([*group, "measure"])["mean"]
-    keys = pd.MultiIndex.from_frame(frame[[*group, "measure"]])
-    return frame.assign(ratio=frame["mean"].to_numpy() / sphere.loc[keys].to_numpy())[
-        [*by, *group, "measure", "mean", "standard_error", "theory", "ratio"]
+    keys = [*group, "measure"]
+    sphere = frame[frame["method"] == "sphere"][[*keys, "mean"]]
+    found = frame.merge(sphere, on=keys, suffixes=("", "_sphere"))
+    return found.assign(ratio=found["mean"] / found["mean_sphere"])[
+        [*by, *keys, "mean", "standard_error", "theory", "ratio"]
     ]

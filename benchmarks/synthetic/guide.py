@@ -1,23 +1,23 @@
 """What does a guide cost that points away from the gradient?"""
 
-from __future__ import annotations
+import functools
 
 import jax
 import jax.numpy as jnp
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.table import Table
 
-from benchmarks.study import COLOURS, Cell, Study, plain, tabulate, with_error
+from benchmarks.study import Cell, Row, Study, Tables, Tick, lines
 from benchmarks.synthetic.dense import linear_problem
 from benchmarks.synthetic.estimates import Method, measure
 from zojax import perturbations
 
 SQUARED_COSINES = (1.0, 0.75, 0.5, 0.25, 0.0)
 NUM_DIRECTIONS = 16  # K
+BASES = ("gaussian", "sphere", "fixed length")
 
 
-def _guided(squared_cosine: float, base: str) -> Method:
+def guided(squared_cosine: float, base: str) -> Method:
     """Aligned with a vector at a known angle to the gradient."""
 
     def rows(gradient):
@@ -28,9 +28,8 @@ def _guided(squared_cosine: float, base: str) -> Method:
         other = other / jnp.linalg.norm(other)
         guide = jnp.sqrt(squared_cosine) * unit + jnp.sqrt(1 - squared_cosine) * other
         sampler = {"sphere": perturbations.sphere}.get(base, perturbations.gaussian)
-        return perturbations.aligned(
-            guide, sampler(), fixed_length=base == "fixed length"
-        )
+        fixed_length = base == "fixed length"
+        return perturbations.aligned(guide, sampler(), fixed_length=fixed_length)
 
     def total(d, k):
         """With an exact guide d - 1; what X adds along the rest of the gradient."""
@@ -40,103 +39,69 @@ def _guided(squared_cosine: float, base: str) -> Method:
     return Method(base, rows, total=total)
 
 
-BASES = ("gaussian", "sphere", "fixed length")
+def estimate(dimension: int, base: str, seed: int, tick: Tick) -> list[Row]:
+    """Errors on sparse gradients (1/16 nonzero), where alignment has most to lose."""
+    rows, problem = [], linear_problem(dimension, 1 / 16)
+    for done, squared_cosine in enumerate(SQUARED_COSINES, 1):
+        key = jax.random.fold_in(jax.random.key(seed), done)
+        method = guided(squared_cosine, base)
+        names = {"dimension": dimension, "base": base, "squared_cosine": squared_cosine}
+        found = measure(problem, method, [NUM_DIRECTIONS], key)
+        rows += [names | row for row in found]
+        tick(done / len(SQUARED_COSINES))
+    return rows
 
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
-    """Sparse gradients (1/16 nonzero), where alignment has most to lose."""
-    dimensions = (16, 64, 256) if full else (16, 64)
-
-    def cell(dimension, base):
-        def run(tick):
-            rows = []
-            for done, squared_cosine in enumerate(SQUARED_COSINES, 1):
-                key = jax.random.fold_in(jax.random.key(seed), done)
-                problem = linear_problem(dimension, 1 / 16)
-                method = _guided(squared_cosine, base)
-                names = {
-                    "dimension": dimension,
-                    "base": base,
-                    "squared_cosine": squared_cosine,
-                }
-                rows += [
-                    names | row
-                    for row in measure(problem, method, [NUM_DIRECTIONS], key)
-                ]
-                tick(done / len(SQUARED_COSINES))
-            return rows
-
-        return run
-
-    return {f"{d}/{base}": cell(d, base) for d in dimensions for base in BASES}
+    """A cell for each dimension and base."""
+    return {
+        f"{d}/{base}": functools.partial(estimate, d, base, seed)
+        for d in ((16, 64, 256) if full else (16, 64))
+        for base in BASES
+    }
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
-    out = []
-    for d, part in frame.groupby("dimension"):
-        cell = part.set_index(["base", "squared_cosine", "measure"])
-        rows = []
-        for base in BASES:
-            for name, words in (("error", "all"), ("tau_error", "nonzero")):
-                stats = [cell.loc[(base, c, name)] for c in SQUARED_COSINES]
-                found = [with_error(s["mean"], s["standard_error"]) for s in stats]
-                rows.append([f"{base}, {words}", *found])
-                if name == "error":
-                    rows.append(["  theory", *(plain(s["theory"]) for s in stats)])
-        columns = ["base", *(f"cos² {c:g}" for c in SQUARED_COSINES)]
-        title = f"d = {d}, {NUM_DIRECTIONS} directions: error over |gradient|²"
-        out.append(tabulate(title, columns, rows))
-    return out
+def errors(frame: pd.DataFrame) -> pd.DataFrame:
+    """On all entries, and on the nonzero ones."""
+    return frame[frame["measure"].isin(("error", "tau_error"))]
+
+
+def tables(frame: pd.DataFrame) -> Tables:
+    """By cos² of guide and gradient: measured, its error, and in theory."""
+    by = {"index": ["base", "measure"], "columns": "squared_cosine"}
+    return {
+        f"d = {d}, {NUM_DIRECTIONS} directions: error over |gradient|², {column}": (
+            part.pivot_table(column, **by)
+        )
+        for d, part in errors(frame).groupby("dimension")
+        for column in ("mean", "standard_error", "theory")
+    }
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
-    mean = frame.set_index(["dimension", "base", "squared_cosine", "measure"])["mean"]
+    """How the closed forms fared, and what a wrong guide costs."""
     checked = frame["z"].dropna()
     text = [
         f"{len(checked)} cells have a closed form: {(checked > 3).sum()} lie beyond 3"
         f" standard errors, the farthest at {checked.max():.1f}."
     ]
-    for d in sorted(frame["dimension"].unique()):
-        at = lambda c, name, d=d: mean[d, "gaussian", c, name]
+    part = frame[frame["base"] == "gaussian"]
+    means = part.set_index(["dimension", "squared_cosine", "measure"])["mean"]
+    means = means.sort_index()
+    for d in sorted(part["dimension"].unique()):
+        exact, wrong = means[d, 1.0], means[d, 0.0]
         text.append(
             f"d = {d}, gaussian base, exact against orthogonal guide: full error"
-            f" {at(1.0, 'error'):.3g} against {at(0.0, 'error'):.3g}, nonzero entries"
-            f" {at(1.0, 'tau_error'):.3g} against {at(0.0, 'tau_error'):.3g}."
+            f" {exact['error']:.3g} against {wrong['error']:.3g}, nonzero entries"
+            f" {exact['tau_error']:.3g} against {wrong['tau_error']:.3g}."
         )
     return text
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    dimensions = sorted(frame["dimension"].unique())
-    out = Figure(figsize=(4 * len(dimensions), 3.8), layout="constrained")
-    axes = out.subplots(1, len(dimensions), squeeze=False)[0]
-    for axis, d in zip(axes, dimensions, strict=True):
-        for colour, base in zip(COLOURS, BASES, strict=False):
-            for style, name in (("-", "error"), ("--", "tau_error")):
-                rows = frame[
-                    (frame["dimension"] == d)
-                    & (frame["base"] == base)
-                    & (frame["measure"] == name)
-                ].sort_values("squared_cosine")
-                entries = "all" if name == "error" else "nonzero"
-                axis.errorbar(
-                    rows["squared_cosine"],
-                    rows["mean"],
-                    3 * rows["standard_error"],
-                    linestyle=style,
-                    marker="o",
-                    markersize=3,
-                    color=colour,
-                    label=f"{base}, {entries} entries",
-                )
-        axis.set(
-            title=f"d = {d}, K = {NUM_DIRECTIONS}", xlabel="cos² of guide and gradient"
-        )
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("error / |gradient|², ± 3 standard errors")
-    axes[-1].legend(frameon=False, fontsize=7)
-    return out
+    """A panel for each dimension."""
+    axes = {"x": "squared_cosine", "y": "mean", "hue": "base", "style": "measure"}
+    return lines(errors(frame), **axes, col="dimension")
 
 
 STUDY = Study("A guide at an angle to the gradient", cells, tables, findings, figure)

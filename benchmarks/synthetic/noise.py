@@ -6,20 +6,17 @@ quadratic at the start, mu |grad f|. The staircase rounds every coordinate to a 
 of 1, twenty times mu: it has no gradient anywhere but jumps.
 """
 
-from __future__ import annotations
-
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from benchmarks.functions import quadratic
-from benchmarks.study import COLOURS, Cell, Row, Study, plain, tabulate
+from benchmarks.study import Cell, Row, Study, Tables, Tick, lines
 from benchmarks.synthetic.runs import METHODS, SMOOTHING, STEPS, optimizer, sweep
 
 QUICK, FULL = (500, 2000), (2000, 10_000)  # d, iterations
@@ -51,12 +48,11 @@ def fresh_noise(x: jax.Array, key: jax.Array) -> jax.Array:
 def final_loss(
     f: Callable[[jax.Array], jax.Array],
     method: str,
-    *,
     dimension: int,
     iterations: int,
+    seed: jax.Array,
     noise: jax.Array,
     step_size: jax.Array,
-    seed: jax.Array,
 ) -> jax.Array:
     """Noiseless loss at the end of a run, mean of its last tenth."""
     start_key, key, noise_key = jax.random.split(jax.random.key(seed), 3)
@@ -69,126 +65,72 @@ def final_loss(
 
     def step(carry, count):
         x, state = carry
-        updates, state = opt.update(
-            None,
-            state,
-            x,
-            value_fn=noisy,
-            step_key=jax.random.fold_in(noise_key, count),
-        )
+        key = jax.random.fold_in(noise_key, count)
+        updates, state = opt.update(None, state, x, value_fn=noisy, step_key=key)
         return (optax.apply_updates(x, updates), state), f(x)
 
     _, losses = jax.lax.scan(step, (x, opt.init(x)), jnp.arange(iterations))
     return jnp.mean(losses[-iterations // 10 :])
 
 
+def descend(
+    objective: str, method: str, full: bool, seed: int, tick: Tick
+) -> list[Row]:
+    """All noises and step sizes at once."""
+    size = FULL if full else QUICK
+    one = functools.partial(final_loss, OBJECTIVES[objective], method, *size)
+    seeds = range(SEEDS * seed, SEEDS * (seed + 1))
+    found = sweep(one, NOISES, STEP_SIZES, seeds, tick)
+    names = {"objective": objective, "method": method}
+    return [names | {"noise": row.pop("value")} | row for row in found]
+
+
 def cells(full: bool, seed: int) -> dict[str, Cell]:
-    """A cell for each objective and method: all noises and step sizes at once."""
-    dimension, iterations = FULL if full else QUICK
-
-    def cell(objective, method):
-        def run(tick) -> list[Row]:
-            def one(seed, noise, step_size):
-                return final_loss(
-                    OBJECTIVES[objective],
-                    method,
-                    dimension=dimension,
-                    iterations=iterations,
-                    noise=noise,
-                    step_size=step_size,
-                    seed=seed,
-                )
-
-            numbers = range(SEEDS * seed, SEEDS * (seed + 1))
-            losses = sweep(one, NOISES, STEP_SIZES, numbers, tick)
-            return [
-                {
-                    "objective": objective,
-                    "method": method,
-                    "noise": NOISES[j],
-                    "step_size": STEP_SIZES[k],
-                    "seed": numbers[i],
-                    "loss": float(loss),
-                }
-                for (i, j, k), loss in np.ndenumerate(losses)
-            ]
-
-        return run
-
-    return {f"{f}/{m}": cell(f, m) for f in OBJECTIVES for m in NAMES}
+    """A cell for each objective and method."""
+    return {
+        f"{f}/{m}": functools.partial(descend, f, m, full, seed)
+        for f in OBJECTIVES
+        for m in NAMES
+    }
 
 
-def _best(frame: pd.DataFrame) -> pd.Series:
-    """Mean over seeds at the best step size, by objective, method and noise."""
+def best(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds at the best step size: method by noise, for each objective."""
     keys = ["objective", "method", "noise"]
-    return frame.groupby([*keys, "step_size"])["loss"].mean().groupby(keys).min()
+    means = frame.groupby([*keys, "step_size"], sort=False)["loss"].mean()
+    return means.groupby(keys, sort=False).min().unstack("noise")
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
-    best = _best(frame)
-    out = []
-    for objective in OBJECTIVES:
-        rows = [
-            [
-                METHODS[name].label,
-                *(plain(best[objective, name, noise]) for noise in NOISES),
-            ]
-            for name in NAMES
-        ]
-        columns = ["", *(f"noise {noise:g}" for noise in NOISES)]
-        title = f"{objective}: loss at the end, best step size of the grid"
-        out.append(tabulate(title, columns, rows))
-    return out
-
-
-def _winner(losses: pd.Series) -> str:
-    """The method of the least loss, unless another is within 2% of it."""
-    first, second = losses.nsmallest(2)
-    return METHODS[losses.idxmin()].label if first < 0.98 * second else "a tie"
+def tables(frame: pd.DataFrame) -> Tables:
+    """By noise, in units of what a query sees at the start."""
+    title = "loss at the end, best step size of the grid, by noise"
+    found = best(frame)
+    return {f"{name}: {title}": found.loc[name] for name in frame["objective"].unique()}
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
-    best = _best(frame)
+    """The method of the least loss, unless another is within 2% of it."""
     text = []
-    for objective in OBJECTIVES:
-        by_noise = best[objective].unstack("noise")
-        winners = ", ".join(
-            f"{noise:g}: {_winner(by_noise[noise])}" for noise in NOISES
-        )
-        ratio = ", ".join(
-            f"{best[objective, 'zoar-20', noise] / best[objective, 'mean', noise]:.2f}"
-            for noise in NOISES
-        )
+    for objective, found in best(frame).groupby("objective"):
+        found = found.droplevel("objective")
+        least = {}
+        for noise, losses in found.items():
+            first, second = losses.nsmallest(2)
+            least[noise] = losses.idxmin() if first < 0.98 * second else "a tie"
+        winners = ", ".join(f"{noise:g}: {name}" for noise, name in least.items())
+        ratio = found.loc["zoar-20"] / found.loc["mean"]
         text.append(
             f"{objective}, least loss by noise: {winners}; ZoAR N = 20 over the mean"
-            f" baseline: {ratio}."
+            f" baseline: {', '.join(f'{x:.2f}' for x in ratio)}."
         )
     return text
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    best = _best(frame)
-    out = Figure(figsize=(9, 4), layout="constrained")
-    axes = out.subplots(1, len(OBJECTIVES), squeeze=False)[0]
-    for axis, objective in zip(axes, OBJECTIVES, strict=True):
-        for colour, name in zip(COLOURS, NAMES, strict=False):
-            axis.plot(
-                range(len(NOISES)),
-                [best[objective, name, noise] for noise in NOISES],
-                marker="o",
-                color=colour,
-                label=METHODS[name].label,
-            )
-        axis.set(
-            yscale="log",
-            title=objective,
-            xlabel="noise of f over μ√d",
-        )
-        axis.set_xticks(range(len(NOISES)), [f"{noise:g}" for noise in NOISES])
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("loss at the end, without noise")
-    axes[-1].legend(frameon=False, fontsize=8)
-    return out
+    """A panel for each objective."""
+    found = best(frame).stack().rename("loss").reset_index()
+    found["noise"] = found["noise"].map("{:g}".format)
+    return lines(found, "y", x="noise", y="loss", hue="method", col="objective")
 
 
 STUDY = Study("Noise on f, and steps", cells, tables, findings, figure)

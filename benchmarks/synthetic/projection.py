@@ -5,8 +5,6 @@ estimators. Temporary memory is what XLA plans for one update, in vectors of siz
 K directions and perturbed points are in it unless chunk_size is 1.
 """
 
-from __future__ import annotations
-
 import functools
 import statistics
 
@@ -15,12 +13,11 @@ import jax.numpy as jnp
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.table import Table
 
 import zojax
 from benchmarks.functions import quadratic
-from benchmarks.speed import median_ratio, take_turns, training
-from benchmarks.study import COLOURS, Cell, Study, tabulate
+from benchmarks.speed.timing import median_ratio, take_turns, training
+from benchmarks.study import Cell, Row, Study, Tables, Tick, lines
 from zojax import perturbations
 
 SMOOTHING, NUM_DIRECTIONS = 1e-3, 10
@@ -37,27 +34,18 @@ def objective(x: zojax.PerturbedArray | jax.Array) -> jax.Array:
 
 def estimators(chunk_size: int | None) -> dict:
     """What is timed; the sphere is what the others are compared with."""
-
-    def two_point(sampler):
-        return zojax.two_point(
-            SMOOTHING, NUM_DIRECTIONS, key=0, sampler=sampler, chunk_size=chunk_size
-        )
-
-    def dap(**kwargs):
-        return zojax.dap(
-            SMOOTHING, NUM_DIRECTIONS, key=0, chunk_size=chunk_size, **kwargs
-        )
-
-    lazy_signs = perturbations.lazy(perturbations.rademacher())
+    shared = {"key": 0, "chunk_size": chunk_size}
+    two_point = functools.partial(zojax.two_point, SMOOTHING, NUM_DIRECTIONS, **shared)
+    dap = functools.partial(zojax.dap, SMOOTHING, NUM_DIRECTIONS, **shared)
+    signs = perturbations.rademacher()
+    lazy = perturbations.lazy(signs)
     return {
-        BASE: two_point(perturbations.sphere()),
-        "Rademacher": two_point(perturbations.rademacher()),
+        BASE: two_point(sampler=perturbations.sphere()),
+        "Rademacher": two_point(sampler=signs),
         "two-stage DAP": dap(),
-        "two-stage DAP, Rademacher": dap(
-            sampler=perturbations.rademacher(), base=perturbations.rademacher()
-        ),
+        "two-stage DAP, Rademacher": dap(sampler=signs, base=signs),
         "DAP, Rademacher, guide replayed": dap(
-            sampler=lazy_signs, base=lazy_signs, storage="replay"
+            sampler=lazy, base=lazy, storage="replay"
         ),
         "DAP, average guide": dap(guide="average"),
     }
@@ -74,116 +62,70 @@ def temporary_vectors(
     return compiled.memory_analysis().temp_size_in_bytes / (4 * dimension)
 
 
+def measure(dimension: int, chunk_size: int | None, seed: int, tick: Tick) -> list[Row]:
+    """The estimators take turns."""
+    x = jax.random.normal(jax.random.key(seed), (dimension,))
+    steps = max(1, ENTRIES // dimension)
+    opts = estimators(chunk_size)
+    programs = {}
+    for name, opt in opts.items():
+        train = training(optax.chain(opt, optax.sgd(1e-4)), objective, steps)
+        programs[name] = functools.partial(jax.jit(train), x)
+    seconds = take_turns(programs, REPEATS, tick)
+    return [
+        {
+            "dimension": dimension,
+            "at_once": chunk_size or NUM_DIRECTIONS,
+            "estimator": name,
+            "ms": 1e3 * statistics.median(times) / steps,
+            "ratio": median_ratio(times, seconds[BASE]),
+            "vectors": temporary_vectors(opts[name], dimension),
+        }
+        for name, times in seconds.items()
+    ]
+
+
 def cells(full: bool, seed: int) -> dict[str, Cell]:
-    """A cell for each dimension and chunk size; the estimators take turns."""
-
-    def cell(dimension, chunk_size):
-        def run(tick):
-            x = jax.random.normal(jax.random.key(seed), (dimension,))
-            steps = max(1, ENTRIES // dimension)
-            opts = estimators(chunk_size)
-            programs = {}
-            for name, opt in opts.items():
-                train = training(optax.chain(opt, optax.sgd(1e-4)), objective, steps)
-                programs[name] = functools.partial(jax.jit(train), x)
-            seconds = take_turns(programs, REPEATS)
-            tick(0.8)
-            return [
-                {
-                    "dimension": dimension,
-                    "chunk_size": chunk_size or NUM_DIRECTIONS,
-                    "estimator": name,
-                    "milliseconds": 1e3 * statistics.median(times) / steps,
-                    "ratio": median_ratio(times, seconds[BASE]),
-                    "temporary_vectors": temporary_vectors(opts[name], dimension),
-                }
-                for name, times in seconds.items()
-            ]
-
-        return run
-
+    """A cell for each dimension and chunk size."""
     return {
-        f"{dimension}/chunk-{chunk_size or NUM_DIRECTIONS}": cell(dimension, chunk_size)
-        for dimension in (FULL if full else QUICK)
-        for chunk_size in (None, 1)
+        f"{d}/chunk-{chunk or NUM_DIRECTIONS}": functools.partial(
+            measure, d, chunk, seed
+        )
+        for d in (FULL if full else QUICK)
+        for chunk in (None, 1)
     }
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
-    cell = frame.set_index(["dimension", "estimator", "chunk_size"])
-    chunks = (NUM_DIRECTIONS, 1)
-    out = []
-    for d in frame["dimension"].unique():
-        rows = []
-        for name in frame["estimator"].unique():
-            row = [name]
-            for chunk in chunks:
-                found = cell.loc[(d, name, chunk)]
-                row += [
-                    f"{found['milliseconds']:.2f}",
-                    f"{found['ratio']:.2f}",
-                    f"{found['temporary_vectors']:.1f}",
-                ]
-            rows.append(row)
-        columns = ["", *["ms", "ratio", "memory"] * len(chunks)]
-        title = f"d = {d:,}: {NUM_DIRECTIONS} directions at once | one at a time"
-        out.append(tabulate(title, columns, rows))
-    out[-1].caption = (
-        f"ms a step, K = {NUM_DIRECTIONS}; ratio to the sphere's; temporary memory in"
-        f" vectors of size d. {jax.devices()[0].device_kind}, JAX {jax.__version__},"
-        f" medians of {REPEATS}."
-    )
-    return out
+def tables(frame: pd.DataFrame) -> Tables:
+    """A step with all directions at once, and with one at a time."""
+    return {
+        f"d = {d:,}, K = {NUM_DIRECTIONS}, {rows} at once: ms a step, ratio to the"
+        " sphere's, memory in vectors of size d": part.set_index("estimator")[
+            ["ms", "ratio", "vectors"]
+        ]
+        for (d, rows), part in frame.groupby(["dimension", "at_once"])
+    }
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
-    staged = frame[frame["estimator"] == "two-stage DAP"]
-    part = lambda chunk: staged[staged["chunk_size"] == chunk]
-    whole, single = part(NUM_DIRECTIONS), part(1)
+    """The span over dimensions."""
+    staged = frame[frame["estimator"] == "two-stage DAP"].groupby("at_once")
+    (one, all_), memory = staged["ratio"], staged["vectors"].max()
+    spans = [f"{x.min():.2f} to {x.max():.2f}" for x in (all_[1], one[1])]
     return [
-        "A two-stage DAP step takes"
-        f" {whole['ratio'].min():.2f} to {whole['ratio'].max():.2f} times a sphere step"
-        f" with all directions in memory, {single['ratio'].min():.2f} to"
-        f" {single['ratio'].max():.2f} times one at a time; memory one at a time:"
-        f" {single['temporary_vectors'].max():.1f} vectors of size d."
+        f"A two-stage DAP step takes {spans[0]} times a sphere step with all"
+        f" directions in memory, {spans[1]} times one at a time; memory one at a time:"
+        f" {memory[1]:.1f} vectors of size d."
     ]
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    out = Figure(figsize=(9, 3.8), layout="constrained")
-    axes = out.subplots(1, 2)
-    for colour, (name, part) in zip(
-        COLOURS, frame.groupby("estimator", sort=False), strict=False
-    ):
-        for style, (chunk, rows) in zip(
-            ("--", "-"), part.groupby("chunk_size"), strict=False
-        ):
-            rows = rows.sort_values("dimension")
-            label = f"{name}, {chunk} at a time"
-            for axis, column in zip(
-                axes, ("milliseconds", "temporary_vectors"), strict=True
-            ):
-                axis.plot(
-                    rows["dimension"],
-                    rows[column],
-                    style,
-                    marker="o",
-                    color=colour,
-                    label=label,
-                )
-    axes[0].set(ylabel="ms a step", yscale="log")
-    axes[1].set(ylabel="memory, vectors of size d", ylim=(0, None))
-    for axis in axes:
-        axis.set(xscale="log", xlabel="d")
-        axis.grid(alpha=0.25)
-    out.legend(
-        *axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-        fontsize=8,
+    """Time and memory by dimension."""
+    axes = {"x": "dimension", "hue": "estimator", "style": "at_once"}
+    tall = frame.melt(
+        list(axes.values()), ["ms", "vectors"], var_name="what", value_name="a step"
     )
-    return out
+    return lines(tall, "xy", **axes, y="a step", col="what")
 
 
 STUDY = Study(

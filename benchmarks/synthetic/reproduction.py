@@ -1,15 +1,13 @@
 """The paper's ZoAR experiment beside the losses that its authors' own code reaches."""
 
-from __future__ import annotations
+import functools
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from benchmarks.functions import FUNCTIONS
-from benchmarks.study import COLOURS, Cell, Study, plain, tabulate
-from benchmarks.synthetic.convergence import curve_rows
+from benchmarks.study import Cell, Row, Study, Tables, Tick, lines
 from benchmarks.synthetic.runs import METHODS, PAPER_STEP, curves
 
 DIMENSION = 10_000
@@ -29,29 +27,26 @@ AUTHORS = {
 }
 
 
-def cells(full: bool, seed: int) -> dict[str, Cell]:
-    """A cell for each function and method, at the paper's step size."""
+def descend(name: str, full: bool, seed: int, tick: Tick) -> list[Row]:
+    """Curves of all seeds, at the paper's step size."""
     iterations, num_seeds, num_points = FULL if full else QUICK
+    function, method = name.split("/")
+    found = curves(
+        FUNCTIONS[function],
+        METHODS[method],
+        dimension=DIMENSION,
+        iterations=iterations,
+        seeds=range(num_seeds * seed, num_seeds * (seed + 1)),
+        step_sizes=[PAPER_STEP],
+        num_points=num_points,
+        tick=tick,
+    )
+    return [{"function": function, "method": method} | row for row in found]
 
-    def cell(name):
-        def run(tick):
-            function, method = name.split("/")
-            seeds = range(num_seeds * seed, num_seeds * (seed + 1))
-            found = curves(
-                FUNCTIONS[function],
-                METHODS[method],
-                dimension=DIMENSION,
-                iterations=iterations,
-                seeds=seeds,
-                step_sizes=[PAPER_STEP],
-                num_points=num_points,
-                tick=tick,
-            )
-            return curve_rows(function, method, found, seeds, [PAPER_STEP])
 
-        return run
-
-    return {name: cell(name) for name in AUTHORS}
+def cells(full: bool, seed: int) -> dict[str, Cell]:
+    """A cell for each function and method."""
+    return {name: functools.partial(descend, name, full, seed) for name in AUTHORS}
 
 
 def comparison(frame: pd.DataFrame) -> pd.DataFrame:
@@ -60,58 +55,40 @@ def comparison(frame: pd.DataFrame) -> pd.DataFrame:
     ``z`` is the distance of the authors' single run from the mean of ours, in standard
     deviations of one more run.
     """
-    rows = []
-    for name, theirs in AUTHORS.items():
-        function, method = name.split("/")
-        part = frame[(frame["function"] == function) & (frame["method"] == method)]
-        for iteration, loss in zip(ITERATIONS, theirs, strict=True):
-            ours = part.loc[part["iteration"] == iteration, "loss"].to_numpy()
-            if not len(ours):
-                continue
-            spread = ours.std(ddof=1) * np.sqrt(1 + 1 / len(ours))
-            rows.append(
-                {
-                    "function": function,
-                    "method": method,
-                    "iteration": iteration,
-                    "authors": loss,
-                    "mean": ours.mean(),
-                    "low": ours.min(),
-                    "high": ours.max(),
-                    "z": (loss - ours.mean()) / spread,
-                }
-            )
-    return pd.DataFrame(rows)
+    keys = ["function", "method", "iteration"]
+    theirs = pd.Series(
+        {
+            (*name.split("/"), iteration): loss
+            for name, losses in AUTHORS.items()
+            for iteration, loss in zip(ITERATIONS, losses, strict=True)
+        },
+        name="authors",
+    ).rename_axis(keys)
+    ours = frame.groupby(keys)["loss"].agg(["mean", "min", "max", "std", "count"])
+    found = ours.join(theirs, how="inner")
+    spread = found.pop("std") * np.sqrt(1 + 1 / found.pop("count"))
+    return found.assign(z=(found["authors"] - found["mean"]) / spread)
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
-    last = frame["iteration"].max()
-    rows = [
-        [
-            f"{row.function}, {METHODS[row.method].label}",
-            plain(row.authors, 4),
-            plain(row.mean, 4),
-            plain(row.low, 4),
-            plain(row.high, 4),
-            f"{row.z:+.1f}",
-        ]
-        for row in comparison(frame).itertuples()
-        if row.iteration == last
-    ]
-    seeds = frame["seed"].nunique()
-    columns = ["", "authors", "ours, mean", "lowest", "highest", "z"]
-    title = f"Loss after {last:,} iterations, d = {DIMENSION:,}, {seeds} seeds of ours"
-    return [tabulate(title, columns, rows)]
+def last(frame: pd.DataFrame) -> pd.DataFrame:
+    """The comparison at the end of the runs."""
+    return comparison(frame).xs(frame["iteration"].max(), level="iteration")
+
+
+def tables(frame: pd.DataFrame) -> Tables:
+    """At the end of the runs."""
+    steps, seeds = frame["iteration"].max(), frame["seed"].nunique()
+    title = f"Loss after {steps:,} iterations, d = {DIMENSION:,}, {seeds} seeds of ours"
+    return {title: last(frame)}
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
-    found = comparison(frame)
-    final = found[found["iteration"] == found["iteration"].max()]
-    inside = (final["low"] <= final["authors"]) & (final["authors"] <= final["high"])
-    seeds = frame["seed"].nunique()
+    """How often the authors' run lies among ours."""
+    final, seeds = last(frame), frame["seed"].nunique()
+    inside = (final["min"] <= final["authors"]) & (final["authors"] <= final["max"])
     expected = len(final) * (seeds - 1) / (seeds + 1)
     return [
-        f"The authors' loss after {final['iteration'].max():,} iterations lies inside"
+        f"The authors' loss after {frame['iteration'].max():,} iterations lies inside"
         f" the range of our {seeds} seeds in {inside.sum()} of {len(final)} cases"
         f" ({expected:.1f} are expected of a run like ours); the largest distance from"
         f" our mean is {final['z'].abs().max():.1f} standard deviations."
@@ -119,34 +96,11 @@ def findings(frame: pd.DataFrame) -> list[str]:
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    """Our seeds as lines, the authors' run as dots."""
-    functions = list(dict.fromkeys(frame["function"]))
-    out = Figure(figsize=(3.2 * len(functions), 3.6), layout="constrained")
-    axes = out.subplots(1, len(functions), squeeze=False)[0]
-    found = comparison(frame)
-    for axis, function in zip(axes, functions, strict=True):
-        for colour, method in zip(COLOURS, ("vanilla", "zoar-5"), strict=False):
-            part = frame[(frame["function"] == function) & (frame["method"] == method)]
-            curves_by_seed = part.pivot(
-                index="iteration", columns="seed", values="loss"
-            )
-            axis.plot(curves_by_seed, color=colour, linewidth=0.8, alpha=0.6)
-            theirs = found[
-                (found["function"] == function) & (found["method"] == method)
-            ]
-            axis.plot(
-                theirs["iteration"],
-                theirs["authors"],
-                "o",
-                color=colour,
-                markeredgecolor="black",
-                label=f"{METHODS[method].label} (dots: authors)",
-            )
-        axis.set(yscale="log", title=function, xlabel="iterations")
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("loss f(θ)")
-    axes[0].legend(frameon=False, fontsize=8)
-    return out
+    """The authors' run as one seed more."""
+    theirs = comparison(frame)["authors"].rename("loss").reset_index()
+    both = pd.concat([frame.assign(code="ours"), theirs.assign(code="authors'")])
+    axes = {"x": "iteration", "y": "loss", "hue": "method", "style": "code"}
+    return lines(both, "y", **axes, col="function", errorbar=("pi", 100))
 
 
 STUDY = Study(

@@ -1,9 +1,7 @@
 """Training runs with any estimator: the methods, and curves of all seeds at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ import optax
 
 import zojax
 from benchmarks.batching import shared_axes
+from benchmarks.study import Row, Tick
 from zojax.perturbations import rademacher
 
 NUM_DIRECTIONS, SMOOTHING = 10, 0.05
@@ -24,19 +23,9 @@ Decay = Callable[[jax.Array], jax.Array]
 """Share of the budget that is spent -> factor of the step size."""
 
 
-def constant(t: jax.Array) -> jax.Array:
-    """No decay."""
-    return jnp.ones_like(t)
-
-
 def cosine(t: jax.Array) -> jax.Array:
     """Half a wave, from 1 to 0."""
     return (1 + jnp.cos(jnp.pi * t)) / 2
-
-
-def exponential(rate: float) -> Decay:
-    """From 1 to exp(-rate)."""
-    return lambda t: jnp.exp(-rate * t)
 
 
 class Method(NamedTuple):
@@ -45,7 +34,7 @@ class Method(NamedTuple):
     label: str
     build: Callable[[jax.Array], optax.GradientTransformationExtraArgs]  # from a key
     queries: int  # a step
-    decay: Decay = constant
+    decay: Decay = jnp.ones_like
     betas: tuple[float, float] = (0.9, 0.99)
     budget: float = 1.0  # share of the run's steps; after it nothing moves
 
@@ -70,6 +59,10 @@ def _vanilla(key):
     return zojax.two_point(SMOOTHING, NUM_DIRECTIONS, key=key)
 
 
+def _exact(key):
+    return exact_gradient()
+
+
 _mean_rademacher = _zoar(0, rademacher())
 
 
@@ -77,7 +70,12 @@ def _fast(label, budget):
     num_directions = 2 * NUM_DIRECTIONS
     estimator = _zoar(0, rademacher(), num_directions)
     return Method(
-        label, estimator, num_directions, exponential(2.2), (0.0, 0.95), budget
+        label,
+        estimator,
+        num_directions,
+        lambda t: jnp.exp(-2.2 * t),
+        (0.0, 0.95),
+        budget,
     )
 
 
@@ -99,18 +97,9 @@ METHODS = {
     "fast-half": _fast("fast preset, half", 0.25),
     "fast-30": _fast("fast preset, 30%", 0.15),
     # A gradient is counted as a step of the others.
-    "exact": Method("exact gradient", lambda key: exact_gradient(), NUM_DIRECTIONS),
-    "exact-cosine": Method(
-        "exact, cosine", lambda key: exact_gradient(), NUM_DIRECTIONS, cosine
-    ),
+    "exact": Method("exact gradient", _exact, NUM_DIRECTIONS),
+    "exact-cosine": Method("exact, cosine", _exact, NUM_DIRECTIONS, cosine),
 }
-
-
-class Curves(NamedTuple):
-    """Losses at the iterates, f(theta)."""
-
-    iterations: np.ndarray  # i[P + 1], 0 first
-    losses: np.ndarray  # f[seeds, step sizes, P + 1]
 
 
 def optimizer(
@@ -136,8 +125,8 @@ def curves(
     seeds: Sequence[int],
     step_sizes: Sequence[float] = STEPS,
     num_points: int | None = None,
-    tick: Callable[[float], Any] = lambda share: None,
-) -> Curves:
+    tick: Tick = lambda share: None,
+) -> list[Row]:
     """Runs a method from every seed with every step size, all in one program.
 
     Args:
@@ -149,6 +138,9 @@ def curves(
       step_sizes: of R-AdaZO; where the method decays it, the first one.
       num_points: of a curve, beside the start; NUM_POINTS by default.
       tick: is called with the share that is done, and may raise to stop.
+
+    Returns:
+      Rows of step_size, seed, iteration (0 first) and loss, f(theta) there.
     """
     num_points = num_points or NUM_POINTS
 
@@ -172,16 +164,23 @@ def curves(
     shared = shared_axes(jax.eval_shape(begin, 0, 1.0))
     begin = jax.vmap(jax.vmap(begin, (None, 0), shared), (0, None))
     advance = jax.vmap(jax.vmap(advance, (shared, 0), (shared, 0)), (0, None))
-    seeds, step_sizes = jnp.asarray(seeds), jnp.asarray(step_sizes)
     block = jax.jit(advance, donate_argnums=0)
-    carry = jax.jit(begin)(seeds, step_sizes)
+    rates = jnp.asarray(step_sizes)
+    carry = jax.jit(begin)(jnp.asarray(seeds), rates)
     losses = [jax.vmap(jax.vmap(f))(carry[0])]
     for point in range(num_points):
-        carry, loss = block(carry, step_sizes)
+        carry, loss = block(carry, rates)
         losses.append(jax.block_until_ready(loss))
         tick((point + 1) / num_points)
-    iterations_seen = np.arange(num_points + 1) * (iterations // num_points)
-    return Curves(iterations_seen, np.stack(losses, axis=-1))
+    return [
+        {
+            "step_size": step_sizes[j],
+            "seed": seeds[i],
+            "iteration": point * (iterations // num_points),
+            "loss": float(loss),
+        }
+        for (point, i, j), loss in np.ndenumerate(np.stack(losses))
+    ]
 
 
 def sweep(
@@ -189,19 +188,26 @@ def sweep(
     values: Sequence[float],
     step_sizes: Sequence[float],
     seeds: Sequence[int],
-    tick: Callable[[float], Any] = lambda share: None,
-) -> np.ndarray:
-    """Results f[seeds, values, step sizes] of one(seed, value, step size).
+    tick: Tick = lambda share: None,
+) -> list[Row]:
+    """Rows of seed, value, step_size and loss, one(seed, value, step size).
 
     A program of all values and step sizes, which share their seed's noise, is called
     for each seed.
     """
     inner = jax.vmap(one, (None, None, 0))
     program = jax.jit(jax.vmap(inner, (None, 0, None)))
-    found = []
+    rows = []
     for done, seed in enumerate(seeds, 1):
-        found.append(
-            np.asarray(program(seed, jnp.asarray(values), jnp.asarray(step_sizes)))
-        )
+        found = program(seed, jnp.asarray(values), jnp.asarray(step_sizes))
+        rows += [
+            {
+                "seed": seed,
+                "value": values[i],
+                "step_size": step_sizes[j],
+                "loss": float(loss),
+            }
+            for (i, j), loss in np.ndenumerate(np.asarray(found))
+        ]
         tick(done / len(seeds))
-    return np.stack(found)
+    return rows

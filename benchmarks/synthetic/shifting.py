@@ -5,18 +5,16 @@ x. R-AdaZO moves a coordinate by about its step size, so that a speed near the s
 is as fast as can be followed at all.
 """
 
-from __future__ import annotations
+import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.table import Table
 
 import zojax
-from benchmarks.study import COLOURS, Cell, Row, Study, plain, tabulate
+from benchmarks.study import Cell, Row, Study, Tables, Tick, lines, plain
 from benchmarks.synthetic.runs import NUM_DIRECTIONS, SMOOTHING, STEPS, sweep
 
 QUICK, FULL = (500, 2000), (2000, 10_000)  # d, iterations
@@ -32,12 +30,11 @@ def bowl(x: jax.Array, centre: jax.Array) -> jax.Array:
 
 def mean_loss(
     history_size: int,
-    *,
     dimension: int,
     iterations: int,
+    seed: jax.Array,
     speed: jax.Array,
     step_size: jax.Array,
-    seed: jax.Array,
 ) -> jax.Array:
     """Mean loss over the second half of a run, at the iterates."""
     start_key, way_key, noise_key = jax.random.split(jax.random.key(seed), 3)
@@ -59,99 +56,52 @@ def mean_loss(
     return jnp.mean(losses[iterations // 2 :])
 
 
+def follow(history_size: int, full: bool, seed: int, tick: Tick) -> list[Row]:
+    """All speeds, step sizes and seeds at once."""
+    one = functools.partial(mean_loss, history_size, *(FULL if full else QUICK))
+    seeds = range(SEEDS * seed, SEEDS * (seed + 1))
+    found = sweep(one, SPEEDS, STEPS, seeds, tick)
+    return [
+        {"history_size": history_size, "speed": row.pop("value")} | row for row in found
+    ]
+
+
 def cells(full: bool, seed: int) -> dict[str, Cell]:
-    """A cell for each history size: all speeds, step sizes and seeds at once."""
-    dimension, iterations = FULL if full else QUICK
-
-    def cell(history_size):
-        def run(tick) -> list[Row]:
-            def one(seed, speed, step_size):
-                return mean_loss(
-                    history_size,
-                    dimension=dimension,
-                    iterations=iterations,
-                    speed=speed,
-                    step_size=step_size,
-                    seed=seed,
-                )
-
-            numbers = range(SEEDS * seed, SEEDS * (seed + 1))
-            losses = sweep(one, SPEEDS, STEPS, numbers, tick)
-            return [
-                {
-                    "history_size": history_size,
-                    "speed": SPEEDS[j],
-                    "step_size": STEPS[k],
-                    "seed": numbers[i],
-                    "loss": float(loss),
-                }
-                for (i, j, k), loss in np.ndenumerate(losses)
-            ]
-
-        return run
-
-    return {f"history-{n}": cell(n) for n in HISTORIES}
+    """A cell for each history size."""
+    return {f"history-{n}": functools.partial(follow, n, full, seed) for n in HISTORIES}
 
 
-def _means(frame: pd.DataFrame) -> pd.Series:
-    return frame.groupby(["speed", "step_size", "history_size"])["loss"].mean()
-
-
-def tables(frame: pd.DataFrame) -> list[Table]:
-    means = _means(frame)
-    out = []
-    for speed in SPEEDS:
-        rows = [
-            [f"{step:g}", *(plain(means[speed, step, n]) for n in HISTORIES)]
-            for step in STEPS
-        ]
-        columns = ["step size", *(f"N = {n}" for n in HISTORIES)]
-        title = f"Mean loss over the second half; the bowl moves by {speed:g} a step"
-        out.append(tabulate(title, columns, rows))
-    return out
+def tables(frame: pd.DataFrame) -> Tables:
+    """By step size and history, for each speed."""
+    return {
+        f"Mean loss over the second half; the bowl moves by {speed:g} a step, by N": (
+            part.pivot_table(index="step_size", columns="history_size", values="loss")
+        )
+        for speed, part in frame.groupby("speed")
+    }
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
-    means = _means(frame)
+    """The best history at each speed, and the price of a long one."""
     text = []
-    for speed in SPEEDS:
-        # For each history the best of the grid, then the best history.
-        best = means[speed].groupby("history_size").min()
-        worst = means[speed].unstack("history_size")
-        step = worst[0].idxmin()
+    for speed, part in frame.groupby("speed"):
+        means = part.pivot_table(
+            index="step_size", columns="history_size", values="loss"
+        )
+        best, step = means.min(), means[0].idxmin()
         text.append(
             f"Speed {speed:g}: with its best step size N = {best.idxmin()} has the"
             f" least loss, {plain(best.min())}, N = 0 {plain(best[0])}, N = 20"
             f" {plain(best[20])}; at the best step size of N = 0 ({step:g}) N = 20 has"
-            f" {worst.loc[step, 20] / worst.loc[step, 0]:.1f} times the loss of N = 0."
+            f" {means.loc[step, 20] / means.loc[step, 0]:.1f} times the loss of N = 0."
         )
     return text
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    means = _means(frame)
-    out = Figure(figsize=(3.2 * len(SPEEDS), 3.7), layout="constrained")
-    axes = out.subplots(1, len(SPEEDS), squeeze=False)[0]
-    for axis, speed in zip(axes, SPEEDS, strict=True):
-        for colour, step in zip(COLOURS, STEPS, strict=False):
-            losses = [means[speed, step, n] for n in HISTORIES]
-            axis.plot(
-                range(len(HISTORIES)),
-                losses,
-                marker="o",
-                color=colour,
-                label=f"step size {step:g}",
-            )
-        axis.set(
-            yscale="log",
-            title=f"the bowl moves by {speed:g} a step",
-            xlabel="history N",
-        )
-        axis.set_xticks(range(len(HISTORIES)), map(str, HISTORIES))
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("mean loss, second half of the run")
-    axes[-1].legend(frameon=False, fontsize=8)
-    return out
+    """A panel for each speed."""
+    axes = {"x": "history_size", "y": "loss", "hue": "step_size", "col": "speed"}
+    return lines(frame, "y", **axes)
 
 
 STUDY = Study("A moving bowl: history and step size", cells, tables, findings, figure)
