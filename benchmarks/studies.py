@@ -146,7 +146,7 @@ def _kept(where: Path, cell: str) -> pd.DataFrame | None:
     """The rows of a cell, if its file is there and whole."""
     try:
         text = _path(where, cell).read_text(encoding="utf-8")
-        rows = pd.read_csv(io.StringIO(text))
+        rows = pd.read_csv(io.StringIO(text), dtype={"cell": str})
     except (OSError, ValueError):
         return None
     whole = text.endswith("\n") and len(rows) and set(rows.get("cell", ())) == {cell}

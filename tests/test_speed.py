@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 import benchmarks.rivals
 import zojax
@@ -20,15 +19,12 @@ from benchmarks.speed import (
     STUDIES,
     devices,
     low_rank,
-    median_ratio,
     noise,
     rivals,
     scaling,
+    timing,
 )
-from benchmarks.speed.timing import exponent, take_turns
-
-WHERE = {"device": "cpu", "jax": "0"}
-
+from benchmarks.speed.timing import exponent, median_ratio, take_turns, timed_rows
 
 # -- rivals ----------------------------------------------------------------------------
 
@@ -111,109 +107,31 @@ def test_exponent_of_a_power():
     np.testing.assert_allclose(exponent(sizes, [3e-5 * s**1.25 for s in sizes]), 1.25)
 
 
-# -- findings on made-up rows ----------------------------------------------------------
+def test_rows_are_medians_of_steps_and_of_ratios(monkeypatch):
+    turns = {"a": [6.0, 2.0, 4.0], "b": [3.0, 2.0, 1.0]}
+    monkeypatch.setattr(timing, "take_turns", lambda *args: turns)
+    rows = timed_rows({"a": (None, 2), "b": (None, 1)}, 3, None, {"over_b": "b"})
+    assert rows["a"]["milliseconds"] == 2000  # median of 3, 1, 2 s a step
+    assert rows["a"]["over_b"] == 1  # of 1, 1/2, 2
+    assert rows["b"]["over_b"] == 1
 
 
-def made_up_rivals(without=()):
-    """Every program takes its place in the list in ms, times d / 10^4."""
-    names = [*rivals.in_jax(1), *(n for ns in rivals.NEEDS.values() for n in ns)]
-    names = [n for n in names if n not in without]
-    rows = []
-    for d in (10_000, 100_000):
-        times = {n: (i + 1) * d / 1e4 for i, n in enumerate(names)}
-        times[rivals.FLOOR], times[rivals.OURS] = 2.0, 2.0 if d == 10_000 else 4.0
-        times[rivals.BY_HAND], times[rivals.MEZO] = 9.0, 10.0
-        if rivals.LOOP in times:
-            times[rivals.LOOP] = 11.0
-        rows += [
-            {"dimension": d, "program": n, "milliseconds": t, **WHERE}
-            | {c: t / times[b] for c, b in rivals.BASES.items()}
-            for n, t in times.items()
-        ]
-    return pd.DataFrame(rows)
-
-
-def test_aims_are_judged_by_the_rows():
-    said = "\n".join(rivals.findings(made_up_rivals()))
-    # 11 / 2 and 11 / 4 against 5 and 3; 2 / 2 and 4 / 2 against 1.5.
-    assert (
-        f"{rivals.LOOP} over {rivals.OURS}: 5.5 at d = 10,000 (aim at least 5: met),"
-        " 2.75 at d = 100,000 (aim at least 3: NOT met)"
-    ) in said
-    assert (
-        f"{rivals.OURS} over {rivals.FLOOR}: 1 at d = 10,000 (aim at most 1.5: met),"
-        " 2 at d = 100,000 (aim at most 1.5: NOT met)"
-    ) in said
-    assert f"{rivals.BY_HAND} over {rivals.MEZO}: 0.9 at d = 10,000" in said
-    assert "missing" not in said
-
-
-def test_aims_are_those_of_a_cpu():
-    frame = made_up_rivals().assign(device="an accelerator")
-    said = "\n".join(rivals.findings(frame))
-    assert "aim" not in said
-    assert f"{rivals.LOOP} over {rivals.OURS}: 5.5 at d = 10,000, 2.75" in said
-
-
-@pytest.mark.parametrize("package", rivals.NEEDS)
-def test_missing_rows_are_told(package):
-    frame = made_up_rivals(rivals.NEEDS[package])
-    (line,) = [s for s in rivals.findings(frame) if "missing" in s]
-    assert line.startswith(f"{package} is missing")
-    assert line.endswith('pip install -e ".[rivals]"')
-    assert all(name in line for name in rivals.NEEDS[package])
-
-
-def made_up_scaling():
-    base = {"against": "d", "num_directions": 4} | WHERE
-    rows = [
-        base | {"dimension": d, "milliseconds": 2e-6 * d**1.5} for d in (100, 10_000)
-    ]
-    base = {"against": "K", "dimension": 1000} | WHERE
-    rows += [
-        base | {"num_directions": k, "milliseconds": 0.1 * k**0.5} for k in (1, 4, 16)
-    ]
-    return pd.DataFrame(rows)
+def test_missing_rivals_are_told():
+    row = {"program": rivals.OURS, "device": "cpu", "jax": "0"}
+    said = rivals.findings(pd.DataFrame([row]))[1:]
+    assert [line.split()[0] for line in said] == list(rivals.NEEDS)
+    assert all(line.endswith('pip install -e ".[rivals]"') for line in said)
 
 
 def test_exponents_are_found():
-    d, k = scaling.findings(made_up_scaling())
-    assert "as d^1.50" in d
-    assert "as K^0.50" in k
-
-
-def made_up_noise():
-    rows = [
-        {"dimension": 100, "source": name, "ns_an_entry": 0.5 * (i + 1)} | WHERE
-        for i, name in enumerate(noise.sources())
-    ]
-    frame = pd.DataFrame(rows)
-    return frame.assign(ratio=frame["ns_an_entry"] / 0.5)
-
-
-def test_noise_is_compared_with_packed_signs():
-    (said,) = noise.findings(made_up_noise())
-    assert "a packed sign takes 0.5 ns" in said
-    assert "a normal 3." in said
-    assert "13 (jax.random.bernoulli)" in said
-
-
-def made_up_low_rank():
-    """The n-th program takes n ms and n copies."""
-    names = [low_rank.FLOOR, *low_rank.STEPS]
-    rows = [
-        {"cell": "model", "program": name, "milliseconds": n, "over_floor": n}
-        | {"over_copies": n / 2, "copies": n}
-        | WHERE
-        for n, name in enumerate(names, 1)
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_low_rank_is_compared_with_copies():
-    (said,) = low_rank.findings(made_up_low_rank())
-    assert "takes 2 times that with 8 copies of full rank, 4 times 8 bare" in said
-    assert "4 copies of params for 2" in said
+    row = {"device": "cpu", "jax": "0", "K": 4}
+    d = [row | {"d": d, "size": d, "milliseconds": d**1.5} for d in (100, 10_000)]
+    k = [row | {"d": 1, "size": k, "milliseconds": k**0.5} for k in (1, 4, 16)]
+    frame = pd.DataFrame(d).assign(against="d")
+    frame = pd.concat([frame, pd.DataFrame(k).assign(against="K")])
+    _, of_d, of_k = scaling.findings(frame)
+    assert "as d^1.50" in of_d
+    assert "as K^0.50" in of_k
 
 
 def test_low_rank_programs_compute_what_they_say():
@@ -235,47 +153,6 @@ def test_low_rank_programs_compute_what_they_say():
     for name, of in low_rank.STEPS.items():
         moved = jax.jit(low_rank.step(*of, 0))(weights, inputs) - weights
         assert jnp.vdot(moved, slope) < 0, name
-
-
-def made_up_devices(counts):
-    return pd.DataFrame(
-        {
-            "dimension": 100,
-            "devices": n,
-            "available": counts[-1],
-            "milliseconds": 8 / n,
-            "ratio": 1 / n,
-            "all_reduces": 2,
-        }
-        | WHERE
-        for n in counts
-    )
-
-
-def test_devices_are_counted_in_words():
-    one = devices.findings(made_up_devices([1]))
-    assert one[0] == "There was 1 device."
-    assert devices.SIMULATE in one[-1]
-    eight = devices.findings(made_up_devices([1, 2, 8]))
-    assert eight[0] == "There were 8 devices."
-    assert "0.125 times" in eight[1]
-    assert "2 all-reduces" in eight[1]
-
-
-@pytest.mark.parametrize(
-    ("module", "frame"),
-    [
-        (rivals, made_up_rivals()),
-        (scaling, made_up_scaling()),
-        (noise, made_up_noise()),
-        (low_rank, made_up_low_rank()),
-        (devices, made_up_devices([1, 2])),
-    ],
-    ids=["rivals", "scaling", "noise", "low-rank", "devices"],
-)
-def test_tables_and_figure(module, frame):
-    assert all(table.row_count for table in module.tables(frame))
-    assert isinstance(module.figure(frame), Figure)
 
 
 # -- the command -----------------------------------------------------------------------
@@ -316,11 +193,12 @@ def no_rivals(monkeypatch):
 def test_study(name, small, no_rivals, tmp_path, capsys):
     assert main(["speed", f"--studies={name}", f"--output={tmp_path}"]) == 0
     printed = capsys.readouterr().out
-    study = importlib.import_module(STUDIES[name]).STUDY
+    module = importlib.import_module(f"benchmarks.speed.{name.replace('-', '_')}")
+    study = module.STUDY
     assert study.timed
     frame = pd.read_csv(tmp_path / name / f"{name}.csv")
     assert list(dict.fromkeys(frame["cell"].astype(str))) == list(study.cells(False, 0))
-    assert (frame["milliseconds" if name != "noise" else "ns_an_entry"] > 0).all()
+    assert (frame["milliseconds"] > 0).all()
     assert (tmp_path / name / f"{name}.png").stat().st_size > 5_000
     assert "\n- " in printed
     if name == "rivals":

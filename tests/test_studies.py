@@ -23,7 +23,7 @@ class Toy:
         self.worked = []
         self.study = Study(
             "Toy",
-            lambda full, seed: {f"cell/{i}": self.cell(i) for i in range(5)},
+            lambda full, seed: {f"{i}": self.cell(i) for i in range(5)},
             lambda frame: {"Sums": frame.groupby("row")[["value"]].sum()},
             lambda frame: [f"sum {frame['value'].sum():g}"],
             lambda frame: Figure(),
@@ -64,7 +64,7 @@ def test_a_study_is_measured_shown_and_written(toy, tmp_path, capsys):
     assert "Sums" in out
     assert "another" not in out
     frame = pd.read_csv(tmp_path / "toy/toy.csv")
-    assert list(frame["cell"]) == [f"cell/{i}" for i in range(5) for _ in range(3)]
+    assert list(frame["cell"]) == [i for i in range(5) for _ in range(3)]
     assert (tmp_path / "toy/toy.png").exists()
 
 

@@ -1,13 +1,10 @@
 """Time of an estimator's step: beside others', by d, K, sampler, rank and devices.
 
-Programs that are
-compared take turns, so that a change of the machine's speed falls on all of them.
+Programs that are compared take turns, so that a change of the machine's speed falls on
+all of them.
 """
 
 from benchmarks import studies
-from benchmarks.speed.timing import median_ratio, take_turns, training
-
-__all__ = ["command", "median_ratio", "take_turns", "training"]
 
 STUDIES = ("rivals", "scaling", "noise", "low-rank", "devices")
 command = studies.command(__name__, STUDIES)

@@ -4,10 +4,7 @@ A stack of tanh layers on a batch. The floor is K bare evaluations: K batches th
 weights that all of them share. Memory is what XLA plans beside params and batch.
 """
 
-from __future__ import annotations
-
 import functools
-import statistics
 from collections.abc import Callable
 
 import jax
@@ -15,11 +12,10 @@ import jax.numpy as jnp
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.table import Table
 
 import zojax
-from benchmarks.speed.timing import device_line, median_ratio, take_turns
-from benchmarks.study import COLOURS, Cell, Row, Study, Tick, plain, tabulate
+from benchmarks.speed.timing import bars, timed_rows, where
+from benchmarks.study import Cell, Row, Study, Tables, Tick, plain
 from zojax.perturbations import low_rank, rademacher
 
 NUM_DIRECTIONS, SMOOTHING = 8, 1e-3
@@ -87,90 +83,58 @@ def measure(shape: tuple[int, int, int], seed: int, tick: Tick) -> list[Row]:
         name: jax.jit(run).lower(weights, inputs).compile()
         for name, run in programs.items()
     }
-    timed = {n: functools.partial(run, weights, inputs) for n, run in compiled.items()}
-    turns = take_turns(timed, REPEATS, tick)
+    timed = {
+        n: (functools.partial(run, weights, inputs), 1) for n, run in compiled.items()
+    }
+    bases = {"over_floor": FLOOR, "over_copies": COPIES}
+    rows = timed_rows(timed, REPEATS, tick, bases)
+    planned = {
+        n: run.memory_analysis().temp_size_in_bytes for n, run in compiled.items()
+    }
     return [
-        {
-            "depth": depth,
-            "width": width,
-            "batch": batch,
-            "program": name,
-            "milliseconds": 1e3 * statistics.median(times),
-            "over_floor": median_ratio(times, turns[FLOOR]),
-            "over_copies": median_ratio(times, turns[COPIES]),
-            "copies": compiled[name].memory_analysis().temp_size_in_bytes
-            / weights.nbytes,
-            **device_line(),
-        }
-        for name, times in turns.items()
+        {"program": name, **row, "copies": planned[name] / weights.nbytes}
+        for name, row in rows.items()
     ]
-
-
-def label(shape: tuple[int, int, int]) -> str:
-    depth, width, batch = shape
-    return f"{depth} x {width} x {width}, batch {batch}"
 
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
     """A cell for each model and batch."""
     return {
-        label(shape): functools.partial(measure, shape, seed)
-        for shape in (FULL if full else QUICK)
+        f"{depth} x {width} x {width}, batch {batch}": functools.partial(
+            measure, (depth, width, batch), seed
+        )
+        for depth, width, batch in (FULL if full else QUICK)
     }
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
-    columns = ["", "ms", "/ evaluations", "/ copies", "memory, of params"]
-    out = []
-    for name, part in frame.groupby("cell", sort=False):
-        rows = [
-            [
-                row["program"],
-                *(plain(row[c]) for c in ("milliseconds", "over_floor", "over_copies")),
-                plain(row["copies"]),
-            ]
-            for _, row in part.iterrows()
-        ]
-        out.append(tabulate(f"{name}, K = {NUM_DIRECTIONS}", columns, rows))
-    last = frame.iloc[-1]
-    out[-1].caption = (
-        f"{last['device']}, JAX {last['jax']}, medians of {REPEATS} turns; memory as"
-        " XLA plans it, beside params and batch."
-    )
-    return out
+def tables(frame: pd.DataFrame) -> Tables:
+    """Over bare evaluations, over copies at full rank; memory in copies of params."""
+    columns = ["milliseconds", "over_floor", "over_copies", "copies"]
+    return {
+        f"{name}, K = {NUM_DIRECTIONS}": part.set_index("program")[columns]
+        for name, part in frame.groupby("cell", sort=False)
+    }
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
-    out = []
+    """Rank 1 beside full rank."""
+    out = [f"{where(frame, REPEATS)} Memory as XLA plans it, beside params and batch."]
     for name, part in frame.groupby("cell", sort=False):
-        factors = part.set_index("program").loc[FACTORS]
-        copies = part.set_index("program").loc[COPIES]
+        rows = part.set_index("program")
+        factors = rows.loc[FACTORS]
         out.append(
             f"{name}: at rank 1 a step takes {plain(factors['over_copies'])} times that"
             f" with {NUM_DIRECTIONS} copies of full rank,"
             f" {plain(factors['over_floor'])} times {NUM_DIRECTIONS} bare evaluations,"
-            f" and {plain(factors['copies'])}"
-            f" copies of params for {plain(copies['copies'])}."
+            f" and {plain(factors['copies'])} copies of params for"
+            f" {plain(rows.loc[COPIES, 'copies'])}."
         )
     return out
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    out = Figure(figsize=(8, 3.8), layout="constrained")
-    axis = out.subplots()
-    names = list(dict.fromkeys(frame["program"]))[::-1]
-    groups = list(frame.groupby("cell", sort=False))
-    height = 0.8 / len(groups)
-    for i, (colour, (name, part)) in enumerate(zip(COLOURS, groups, strict=False)):
-        ratio = part.set_index("program").loc[names]["over_floor"]
-        places = [j + (len(groups) / 2 - i - 0.5) * height for j in range(len(ratio))]
-        axis.barh(places, ratio, height=height, color=colour, label=name)
-    axis.set_yticks(range(len(names)), names)
-    axis.axvline(1, color="black", linewidth=0.8)
-    axis.set(xscale="log", xlabel=f"time over {NUM_DIRECTIONS} bare evaluations")
-    axis.grid(axis="x", alpha=0.25)
-    axis.legend(frameon=False, fontsize=8)
-    return out
+    """A bar for each program."""
+    return bars(frame, "over_floor", "program", "cell")
 
 
 STUDY = Study("Directions of low rank", cells, tables, findings, figure, timed=True)

@@ -4,11 +4,7 @@ The number is all that leaves the program, so that XLA may draw and add up in on
 what is timed is the noise, not memory.
 """
 
-from __future__ import annotations
-
-import contextlib
 import functools
-import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,16 +12,14 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.table import Table
 
-from benchmarks.speed.timing import device_line, median_ratio, take_turns
-from benchmarks.study import COLOURS, Cell, Row, Study, Tick, plain, tabulate
+from benchmarks.speed.timing import bars, timed_rows, where
+from benchmarks.study import Cell, Row, Study, Tables, Tick, plain
 from zojax import perturbations
 
 QUICK, FULL = (1_000_000,), (1_000_000, 10_000_000)
 REPEATS, ENTRIES = 9, 4_000_000
 BASE = "zojax rademacher (packed)"
-CAPTION_KEYS = "rbg keys change their values under vmap: zojax takes threefry alone."
 
 Draw = Callable[[jax.Array, jax.Array], jax.Array]  # (key, f[d] to be like) -> f[d]
 
@@ -39,6 +33,7 @@ class Source(NamedTuple):
 
 
 def ours(sampler: Callable, num_directions: int = 1) -> Source:
+    """A sampler of ours; its rows are samples."""
     return Source(lambda key, x: sampler(key, 0, num_directions, x))
 
 
@@ -56,6 +51,7 @@ def sources() -> dict[str, Source]:
         "zojax simplex, K = 8": ours(p.simplex(), 8),
         "normal": Source(normal),
         "normal, not partitionable": Source(normal, partitionable=False),
+        # They change their values under vmap: zojax takes threefry alone.
         "normal, rbg key": Source(normal, "rbg"),
         "normal, unsafe_rbg key": Source(normal, "unsafe_rbg"),
         "jax.random.rademacher": Source(
@@ -74,100 +70,65 @@ def program(
 
     def run(x):
         key = jax.random.key(seed, impl=source.impl)
-        body = lambda total, n: (
-            total + jnp.sum(source.draw(jax.random.fold_in(key, n), x)),
-            None,
-        )
+        draw = lambda n: jnp.sum(source.draw(jax.random.fold_in(key, n), x))
+        body = lambda total, n: (total + draw(n), None)
         return jax.lax.scan(body, 0.0, jnp.arange(steps))[0]
 
-    setting = (
-        contextlib.nullcontext()
-        if source.partitionable
-        else jax.threefry_partitionable(False)
-    )
     x = jnp.zeros(dimension)
-    with setting:
-        compiled = jax.jit(run).lower(x).compile()
-    return functools.partial(compiled, x)
+    with jax.threefry_partitionable(source.partitionable):
+        return functools.partial(jax.jit(run).lower(x).compile(), x)
 
 
 def measure(dimension: int, seed: int, tick: Tick) -> list[Row]:
     """A row for each source; they take turns."""
     steps = max(1, ENTRIES // dimension)
     timed = {
-        name: program(source, dimension, steps, seed)
+        name: (program(source, dimension, steps, seed), steps)
         for name, source in sources().items()
     }
-    turns = take_turns(timed, REPEATS, tick)
+    rows = timed_rows(timed, REPEATS, tick, {"ratio": BASE})
     return [
-        {
-            "dimension": dimension,
-            "source": name,
-            "ns_an_entry": 1e9 * statistics.median(times) / (steps * dimension),
-            "ratio": median_ratio(times, turns[BASE]),
-            **device_line(),
-        }
-        for name, times in turns.items()
+        {"dimension": dimension, "source": name, **row}
+        | {"ns_an_entry": 1e6 * row["milliseconds"] / dimension}
+        for name, row in rows.items()
     ]
 
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
     """A cell for each dimension."""
+    sizes = FULL if full else QUICK
+    return {str(d): functools.partial(measure, d, seed) for d in sizes}
+
+
+def tables(frame: pd.DataFrame) -> Tables:
+    """A nanosecond an entry is a millisecond a million entries."""
     return {
-        str(d): functools.partial(measure, d, seed) for d in (FULL if full else QUICK)
+        f"One direction, d = {d:,}; ratio: over packed Rademacher": part.set_index(
+            "source"
+        )[["ns_an_entry", "ratio"]]
+        for d, part in frame.groupby("dimension")
     }
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
-    out = []
-    for d, part in frame.groupby("dimension", sort=False):
-        rows = [
-            [row["source"], plain(row["ns_an_entry"]), plain(row["ratio"])]
-            for _, row in part.iterrows()
-        ]
-        # A nanosecond an entry is a millisecond a million entries.
-        columns = ["", "ms a million entries", "over packed Rademacher"]
-        out.append(tabulate(f"One direction, d = {d:,}", columns, rows))
-    last = frame.iloc[-1]
-    out[-1].caption = (
-        f"{last['device']}, JAX {last['jax']}, medians of {REPEATS} turns. "
-        + CAPTION_KEYS
-    )
-    return out
-
-
 def findings(frame: pd.DataFrame) -> list[str]:
-    out = []
-    for d, part in frame.groupby("dimension", sort=False):
-        ratio = part.set_index("source")["ratio"]
-        others = ratio.drop(BASE)
+    """The fastest and the slowest beside packed signs."""
+    out = [where(frame, REPEATS)]
+    for d, part in frame.groupby("dimension"):
+        rows = part.set_index("source")
+        others = rows["ratio"].drop(BASE)
         fastest, slowest = others.idxmin(), others.idxmax()
         out.append(
-            f"At d = {d:,} a packed sign takes"
-            f" {plain(part.set_index('source')['ns_an_entry'][BASE])} ns; the others"
-            f" {plain(others[fastest])} ({fastest}) to {plain(others[slowest])}"
-            f" ({slowest}) times that, a normal {plain(ratio['zojax gaussian'])}."
+            f"At d = {d:,} a packed sign takes {plain(rows['ns_an_entry'][BASE])} ns;"
+            f" the others {plain(others[fastest])} ({fastest}) to"
+            f" {plain(others[slowest])} ({slowest}) times that, a normal"
+            f" {plain(others['zojax gaussian'])}."
         )
     return out
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    out = Figure(figsize=(8, 4.5), layout="constrained")
-    axis = out.subplots()
-    names = list(dict.fromkeys(frame["source"]))[::-1]
-    dimensions = list(dict.fromkeys(frame["dimension"]))
-    width = 0.8 / len(dimensions)
-    for i, (colour, d) in enumerate(zip(COLOURS, dimensions, strict=False)):
-        part = frame[frame["dimension"] == d].set_index("source").loc[names]
-        places = [j + (len(dimensions) / 2 - i - 0.5) * width for j in range(len(part))]
-        axis.barh(
-            places, part["ns_an_entry"], height=width, color=colour, label=f"d = {d:,}"
-        )
-    axis.set_yticks(range(len(names)), names)
-    axis.set(xscale="log", xlabel="ns an entry")
-    axis.grid(axis="x", alpha=0.25)
-    axis.legend(frameon=False, fontsize=8)
-    return out
+    """A bar for each source."""
+    return bars(frame, "ns_an_entry", "source", "dimension")
 
 
 STUDY = Study("Time to draw noise", cells, tables, findings, figure, timed=True)

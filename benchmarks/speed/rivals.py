@@ -5,25 +5,21 @@ pass over noise of packed signs; a step that holds no noise has to draw it twice
 rival whose package is missing is left out, and the findings say so.
 """
 
-from __future__ import annotations
-
 import functools
-import statistics
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.table import Table
 
 import zojax
 from benchmarks.functions import rosenbrock
 from benchmarks.rivals import mezo_by_hand
-from benchmarks.speed.timing import device_line, median_ratio, take_turns, training
-from benchmarks.study import COLOURS, Cell, Row, Study, Tick, plain, tabulate
+from benchmarks.speed.timing import bars, timed_rows, training, where
+from benchmarks.study import Cell, Row, Study, Tables, Tick
 from zojax.perturbations import gaussian, rademacher
 
 NUM_DIRECTIONS, HISTORY, SMOOTHING, STEP_SIZE = 10, 5, 0.05, 1e-3
@@ -50,24 +46,6 @@ BASES = {
     "over_gaussian": GAUSSIAN,
     "over_mezo": MEZO,
 }
-
-
-class Aim(NamedTuple):
-    """A ratio that should be at least, or at most, a number on a CPU."""
-
-    program: str
-    column: str
-    bounds: dict[int, float]
-    least: bool = True
-
-
-AIMS = (
-    Aim(LOOP, "over_rademacher", {10_000: 5, 100_000: 3, 1_000_000: 3}),
-    Aim(EVOSAX, "over_rademacher", dict.fromkeys(FULL, 3)),
-    Aim(OURS, "over_floor", dict.fromkeys(FULL, 1.5), least=False),
-    Aim(LOOP, "over_gaussian", dict.fromkeys(FULL, 1)),
-    Aim(BATCHED, "over_gaussian", dict.fromkeys(FULL, 1)),
-)
 
 
 # -- the least that a step could cost --------------------------------------------------
@@ -117,18 +95,11 @@ def repeated(
 # -- the programs ----------------------------------------------------------------------
 
 
-def zoar(sampler, steps: int, history_size: int = HISTORY, **kwargs) -> Callable:
-    opt = optax.chain(
-        zojax.zoar(
-            SMOOTHING,
-            NUM_DIRECTIONS,
-            key=0,
-            history_size=history_size,
-            sampler=sampler,
-            **kwargs,
-        ),
-        zojax.radazo(STEP_SIZE),
-    )
+def zoar(sampler, steps: int, history_size: int = HISTORY, **options) -> Callable:
+    """Our steps."""
+    options |= {"key": 0, "history_size": history_size, "sampler": sampler}
+    estimator = zojax.zoar(SMOOTHING, NUM_DIRECTIONS, **options)
+    opt = optax.chain(estimator, zojax.radazo(STEP_SIZE))
     return training(opt, rosenbrock, steps)
 
 
@@ -236,23 +207,9 @@ def programs(dimension: int, seed: int) -> dict[str, tuple[Callable[[], Any], in
 
 
 def measure(dimension: int, seed: int, tick: Tick) -> list[Row]:
-    """A row for each program: its time, and its ratios turn by turn."""
-    timed = programs(dimension, seed)
-    turns = take_turns({n: run for n, (run, _) in timed.items()}, REPEATS, tick)
-    a_step = {name: [t / timed[name][1] for t in ts] for name, ts in turns.items()}
-    return [
-        {
-            "dimension": dimension,
-            "program": name,
-            "milliseconds": 1e3 * statistics.median(times),
-            **{
-                column: median_ratio(times, a_step[base])
-                for column, base in BASES.items()
-            },
-            **device_line(),
-        }
-        for name, times in a_step.items()
-    ]
+    """A row for each program; they take turns."""
+    rows = timed_rows(programs(dimension, seed), REPEATS, tick, BASES)
+    return [{"dimension": dimension, "program": n, **row} for n, row in rows.items()]
 
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
@@ -263,98 +220,36 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
     return {str(d): functools.partial(measure, d, seed) for d in dimensions}
 
 
-def missing(frame: pd.DataFrame) -> list[str]:
-    """Packages whose programs are not among the rows."""
-    there = set(frame["program"])
-    return [package for package, names in NEEDS.items() if not there & set(names)]
-
-
-def ratios(frame: pd.DataFrame, program: str, column: str) -> dict[int, float]:
-    """The ratios of a program, by dimension; empty where it was left out."""
-    rows = frame[frame["program"] == program]
-    return dict(zip(rows["dimension"], rows[column], strict=True))
-
-
-def judge(frame: pd.DataFrame, aim: Aim) -> str | None:
-    """A sentence on an aim, or None where nothing was measured for it."""
-    found = ratios(frame, aim.program, aim.column)
-    aimed = aim.bounds if frame["device"].iloc[0] == "cpu" else {}
-
-    def told(d):
-        text = f"{plain(found[d])} at d = {d:,}"
-        if d not in aimed:
-            return text
-        met = found[d] >= aimed[d] if aim.least else found[d] <= aimed[d]
-        bound = f"at {'least' if aim.least else 'most'} {aimed[d]:g}"
-        return f"{text} (aim {bound}: {'met' if met else 'NOT met'})"
-
-    if not found:
-        return None
-    return f"{aim.program} over {BASES[aim.column]}: {', '.join(map(told, found))}."
-
-
-def tables(frame: pd.DataFrame) -> list[Table]:
-    columns = ["", "ms", "/ floor", "/ signs", "/ gaussian"]
-    out = []
-    for d, part in frame.groupby("dimension", sort=False):
-        rows = [
-            [
-                row["program"],
-                plain(row["milliseconds"]),
-                *(plain(row[column]) for column in list(BASES)[:3]),
-            ]
-            for _, row in part.iterrows()
+def tables(frame: pd.DataFrame) -> Tables:
+    """A step, over the floor, over our ZoAR, over MeZO with our estimator."""
+    return {
+        f"d = {d:,}, K = {NUM_DIRECTIONS}": part.set_index("program")[
+            ["milliseconds", *BASES]
         ]
-        title = (
-            f"d = {d:,}, K = {NUM_DIRECTIONS}: a step, over the floor, over our ZoAR"
-        )
-        out.append(tabulate(title, columns, rows))
-    last = frame.iloc[-1]
-    out[-1].caption = (
-        f"{last['device']}, JAX {last['jax']}, medians of {REPEATS} turns; ratios turn"
-        " by turn.\nFloor: K evaluations, and K packed directions drawn and used once."
-    )
-    return out
+        for d, part in frame.groupby("dimension")
+    }
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
-    out = [sentence for aim in AIMS if (sentence := judge(frame, aim))]
-    for program in (BY_HAND, MEZO_SIGNS):
-        found = ratios(frame, program, "over_mezo")
-        told = ", ".join(f"{plain(ratio)} at d = {d:,}" for d, ratio in found.items())
-        if told:
-            out.append(f"{program} over {MEZO}: {told}.")
-    if "torch" not in missing(frame):
-        out.append(
-            "The PyTorch loops spend one query more a step, f(theta), to log it, as the"
-            " paper's code does."
-        )
+    """How it was timed, and what could not be."""
+    out = [
+        f"{where(frame, REPEATS)} Floor: K evaluations, and K packed directions drawn"
+        " and used once. The PyTorch loops spend one query more a step, f(theta), to"
+        " log it, as the paper's code does."
+    ]
+    there = set(frame["program"])
     out += [
-        f"{package} is missing or cannot use this device, so"
-        f' {" and ".join(NEEDS[package])} {verb} left out: pip install -e ".[rivals]"'
-        for package in missing(frame)
-        for verb in ["was" if len(NEEDS[package]) == 1 else "were"]
+        f"{package} is missing or cannot use this device, so {' and '.join(names)}"
+        ' is left out: pip install -e ".[rivals]"'
+        for package, names in NEEDS.items()
+        if not there & set(names)
     ]
     return out
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    out = Figure(figsize=(9, 5.5), layout="constrained")
-    axis = out.subplots()
-    names = list(dict.fromkeys(frame["program"]))[::-1]
-    dimensions = list(dict.fromkeys(frame["dimension"]))
-    width = 0.8 / len(dimensions)
-    for i, (colour, d) in enumerate(zip(COLOURS, dimensions, strict=False)):
-        part = frame[frame["dimension"] == d].set_index("program")
-        part = part.reindex(names)["over_rademacher"]
-        places = [j + (len(dimensions) / 2 - i - 0.5) * width for j in range(len(part))]
-        axis.barh(places, part, height=width, color=colour, label=f"d = {d:,}")
-    axis.set_yticks(range(len(names)), names)
-    axis.axvline(1, color="black", linewidth=0.8)
-    axis.set(xscale="log", xlabel="time of a step over that of ZoAR with random signs")
-    axis.grid(axis="x", alpha=0.25)
-    axis.legend(frameon=False, fontsize=8)
-    return out
+    """Over the time of ZoAR with random signs."""
+    return bars(frame, "over_rademacher", "program", "dimension")
 
 
 STUDY = Study(

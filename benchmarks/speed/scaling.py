@@ -4,21 +4,17 @@ The objective is the quadratic, as cheap as can be, so that the noise and the su
 it are most of the time.
 """
 
-from __future__ import annotations
-
 import functools
-import statistics
 
 import jax
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.table import Table
 
 import zojax
 from benchmarks.functions import quadratic
-from benchmarks.speed.timing import device_line, exponent, take_turns, training
-from benchmarks.study import COLOURS, Cell, Row, Study, Tick, plain, tabulate
+from benchmarks.speed.timing import exponent, timed_rows, training, where
+from benchmarks.study import Cell, Row, Study, Tables, Tick, lines
 from zojax.perturbations import rademacher
 
 SMOOTHING = 1e-3
@@ -27,7 +23,6 @@ QUICK = (10_000, 100_000, 1_000_000, 10_000_000)
 FULL = (*QUICK, 100_000_000)
 DIRECTIONS = (1, 2, 4, 8, 16, 32)
 ENTRIES, REPEATS = 20_000_000, 7  # entries of noise that a program draws, at least
-SIZES = {"d": "dimension", "K": "num_directions"}
 
 
 def program(dimension: int, num_directions: int, seed: int):
@@ -45,17 +40,10 @@ def measure(
     against: str, sizes: list[tuple[int, int]], seed: int, tick: Tick
 ) -> list[Row]:
     """Times steps of all sizes (d, K) in turns: an exponent compares them."""
-    timed = {size: program(*size, seed) for size in sizes}
-    turns = take_turns({size: run for size, (run, _) in timed.items()}, REPEATS, tick)
+    rows = timed_rows({s: program(*s, seed) for s in sizes}, REPEATS, tick, {})
     return [
-        {
-            "against": against,
-            "dimension": d,
-            "num_directions": k,
-            "milliseconds": 1e3 * statistics.median(times) / timed[d, k][1],
-            **device_line(),
-        }
-        for (d, k), times in turns.items()
+        {"against": against, "d": d, "K": k, "size": d if against == "d" else k, **row}
+        for (d, k), row in rows.items()
     ]
 
 
@@ -66,58 +54,34 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
         "K": [(DIMENSION_AGAINST_K, k) for k in DIRECTIONS],
     }
     return {
-        name: functools.partial(measure, name, found, seed)
-        for name, found in sizes.items()
+        name: functools.partial(measure, name, of, seed) for name, of in sizes.items()
     }
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
-    rows = [
-        [
-            f"against {row['against']}",
-            f"{row['dimension']:,}",
-            row["num_directions"],
-            plain(row["milliseconds"]),
-            plain(1e6 * row["milliseconds"] / row["dimension"] / row["num_directions"]),
-        ]
-        for _, row in frame.iterrows()
-    ]
-    columns = ["", "d", "K", "ms a step", "ns / (d K)"]
-    out = tabulate("Rademacher, chunk_size=1, sum of squares", columns, rows)
-    last = frame.iloc[-1]
-    out.caption = f"{last['device']}, JAX {last['jax']}, medians of {REPEATS} turns."
-    return [out]
+def tables(frame: pd.DataFrame) -> Tables:
+    """Milliseconds a step, and nanoseconds for each of the d K entries."""
+    found = frame.set_index(["against", "d", "K"])[["milliseconds"]]
+    entry = 1e6 * frame["milliseconds"] / frame["d"] / frame["K"]
+    title = "A step: Rademacher, chunk_size=1, sum of squares"
+    return {title: found.assign(ns_an_entry=entry.to_numpy())}
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
-    out = []
+    """Exponents over all sizes, and over the last two."""
+    out = [where(frame, REPEATS)]
     for against, part in frame.groupby("against", sort=False):
-        sizes, times = part[SIZES[against]], part["milliseconds"]
-        if len(part) < 2:
-            continue
-        power = exponent(sizes, times)
-        last = exponent(sizes.iloc[-2:], times.iloc[-2:])
+        sizes, times = part["size"], part["milliseconds"]
         out.append(
             f"From {against} = {sizes.iloc[0]:,} to {sizes.iloc[-1]:,} the time of a"
-            f" step grows as {against}^{power:.2f}; between the last two as"
-            f" {against}^{last:.2f}."
+            f" step grows as {against}^{exponent(sizes, times):.2f}; between the last"
+            f" two as {against}^{exponent(sizes.iloc[-2:], times.iloc[-2:]):.2f}."
         )
     return out
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    out = Figure(figsize=(9, 3.8), layout="constrained")
-    groups = list(frame.groupby("against", sort=False))
-    axes = out.subplots(1, len(groups), squeeze=False)[0]
-    for axis, colour, (against, part) in zip(axes, COLOURS, groups, strict=False):
-        sizes, times = part[SIZES[against]], part["milliseconds"]
-        axis.plot(sizes, times, marker="o", color=colour, label="measured")
-        line = times.iloc[-1] * sizes / sizes.iloc[-1]
-        axis.plot(sizes, line, ":", color="grey", label=f"proportional to {against}")
-        axis.set(xscale="log", yscale="log", xlabel=against, ylabel="ms a step")
-        axis.grid(alpha=0.25)
-        axis.legend(frameon=False, fontsize=8)
-    return out
+    """A panel for d, one for K."""
+    return lines(frame, "xy", x="size", y="milliseconds", col="against")
 
 
 STUDY = Study(

@@ -6,7 +6,6 @@ K directions and perturbed points are in it unless chunk_size is 1.
 """
 
 import functools
-import statistics
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 
 import zojax
 from benchmarks.functions import quadratic
-from benchmarks.speed.timing import median_ratio, take_turns, training
+from benchmarks.speed.timing import timed_rows, training, where
 from benchmarks.study import Cell, Row, Study, Tables, Tick, lines
 from zojax import perturbations
 
@@ -70,18 +69,13 @@ def measure(dimension: int, chunk_size: int | None, seed: int, tick: Tick) -> li
     programs = {}
     for name, opt in opts.items():
         train = training(optax.chain(opt, optax.sgd(1e-4)), objective, steps)
-        programs[name] = functools.partial(jax.jit(train), x)
-    seconds = take_turns(programs, REPEATS, tick)
+        programs[name] = functools.partial(jax.jit(train), x), steps
+    rows = timed_rows(programs, REPEATS, tick, {"ratio": BASE})
+    sizes = {"dimension": dimension, "at_once": chunk_size or NUM_DIRECTIONS}
     return [
-        {
-            "dimension": dimension,
-            "at_once": chunk_size or NUM_DIRECTIONS,
-            "estimator": name,
-            "ms": 1e3 * statistics.median(times) / steps,
-            "ratio": median_ratio(times, seconds[BASE]),
-            "vectors": temporary_vectors(opts[name], dimension),
-        }
-        for name, times in seconds.items()
+        {**sizes, "estimator": name, **row}
+        | {"vectors": temporary_vectors(opts[name], dimension)}
+        for name, row in rows.items()
     ]
 
 
@@ -101,7 +95,7 @@ def tables(frame: pd.DataFrame) -> Tables:
     return {
         f"d = {d:,}, K = {NUM_DIRECTIONS}, {rows} at once: ms a step, ratio to the"
         " sphere's, memory in vectors of size d": part.set_index("estimator")[
-            ["ms", "ratio", "vectors"]
+            ["milliseconds", "ratio", "vectors"]
         ]
         for (d, rows), part in frame.groupby(["dimension", "at_once"])
     }
@@ -113,9 +107,10 @@ def findings(frame: pd.DataFrame) -> list[str]:
     (one, all_), memory = staged["ratio"], staged["vectors"].max()
     spans = [f"{x.min():.2f} to {x.max():.2f}" for x in (all_[1], one[1])]
     return [
+        where(frame, REPEATS),
         f"A two-stage DAP step takes {spans[0]} times a sphere step with all"
         f" directions in memory, {spans[1]} times one at a time; memory one at a time:"
-        f" {memory[1]:.1f} vectors of size d."
+        f" {memory[1]:.1f} vectors of size d.",
     ]
 
 
@@ -123,7 +118,10 @@ def figure(frame: pd.DataFrame) -> Figure:
     """Time and memory by dimension."""
     axes = {"x": "dimension", "hue": "estimator", "style": "at_once"}
     tall = frame.melt(
-        list(axes.values()), ["ms", "vectors"], var_name="what", value_name="a step"
+        list(axes.values()),
+        ["milliseconds", "vectors"],
+        var_name="what",
+        value_name="a step",
     )
     return lines(tall, "xy", **axes, y="a step", col="what")
 

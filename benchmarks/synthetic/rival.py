@@ -5,19 +5,17 @@ the ratios turn by turn. Needs PyTorch.
 """
 
 import functools
-import statistics
 
 import jax
 import optax
 import pandas as pd
-import seaborn
 from matplotlib.figure import Figure
 
 import zojax
 from benchmarks.functions import FUNCTIONS
 from benchmarks.rivals import zoar_torch
-from benchmarks.speed.timing import median_ratio, take_turns, training
-from benchmarks.study import COLOURS, Cell, Row, Study, Tables, Tick
+from benchmarks.speed.timing import bars, timed_rows, training, where
+from benchmarks.study import Cell, Row, Study, Tables, Tick
 from benchmarks.synthetic.runs import NUM_DIRECTIONS, PAPER_STEP, SMOOTHING
 from zojax.perturbations import gaussian, rademacher
 
@@ -61,18 +59,8 @@ def programs(function: str, seed: int) -> dict:
 
 def measure(function: str, seed: int, tick: Tick) -> list[Row]:
     """The programs take turns."""
-    timed = programs(function, seed)
-    found = take_turns({n: p for n, (p, _) in timed.items()}, REPEATS, tick)
-    a_step = {n: [t / timed[n][1] for t in times] for n, times in found.items()}
-    return [
-        {
-            "function": function,
-            "program": name,
-            "milliseconds": 1e3 * statistics.median(times),
-            "ratio": median_ratio(times, a_step[LOOP]),
-        }
-        for name, times in a_step.items()
-    ]
+    rows = timed_rows(programs(function, seed), REPEATS, tick, {"ratio": LOOP})
+    return [{"function": function, "program": n, **row} for n, row in rows.items()]
 
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
@@ -95,20 +83,17 @@ def findings(frame: pd.DataFrame) -> list[str]:
     ratios = frame.groupby("program")["ratio"].agg(["min", "max"])
     span = lambda name: "{:.2f} to {:.2f}".format(*ratios.loc[name])
     return [
+        where(frame, REPEATS),
         f"An iteration of ZoAR takes {span(OURS)} of the PyTorch loop's time with"
         f" Rademacher directions, {span('zojax, gaussian')} with gaussian ones; PyTorch"
         f" with batched directions {span('PyTorch, batched')}. The PyTorch loops spend"
-        " one query more a step, f(theta), to log it, as the paper's code does."
+        " one query more a step, f(theta), to log it, as the paper's code does.",
     ]
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    """Bars by function."""
-    out = Figure(figsize=(8, 4), layout="constrained")
-    axes = {"x": "function", "y": "milliseconds", "hue": "program"}
-    seaborn.barplot(frame, **axes, palette=list(COLOURS[:5]), ax=out.subplots())
-    out.axes[0].set(yscale="log")
-    return out
+    """A bar for each program."""
+    return bars(frame, "milliseconds", "program", "function")
 
 
 STUDY = Study(
