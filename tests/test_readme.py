@@ -146,8 +146,9 @@ def test_frameworks_examples(tmp_path, monkeypatch, capsys):
         assert abs(float(jnp.mean((out - y) ** 2)) - falls[n][1]) < 0.01
 
 
-def test_errors_that_the_frameworks_page_spares():
+def test_errors_that_the_frameworks_page_spares(monkeypatch):
     """A model in the place of its params, and variables in the place of arrays."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
     nnx = pytest.importorskip("flax.nnx")
     keras = pytest.importorskip("keras")
     model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
