@@ -12,7 +12,8 @@ def is_array(x: Any) -> bool:
     if isinstance(x, (bool, int, float, complex)):
         return True
     dtype = getattr(x, "dtype", None)
-    if dtype is None or not hasattr(x, "shape"):
+    # A Keras variable names its dtype by a string, and torch has dtypes of its own.
+    if not isinstance(dtype, np.dtype) or not hasattr(x, "shape"):
         return False
     return any(jnp.issubdtype(dtype, kind) for kind in (np.number, np.bool_))
 
@@ -32,6 +33,8 @@ def check_leaves(params: Any) -> None:
         dtype = getattr(leaf, "dtype", None)
         if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
             way = "pass keys as extra args of update"
+        elif hasattr(leaf, "value"):
+            way = "take the array of a variable, its .value"
         else:
             way = (
                 "keep what is no array out of params, as"

@@ -50,6 +50,13 @@ UNTRACEABLE = (
 )
 
 
+# A model that is called like a function is the first thing that people try.
+ONLY_PARAMS = (
+    "value_fn gets params, the arrays of a model, and not the model: put it together"
+    " in value_fn with nnx.merge, equinox.combine or net.apply"
+)
+
+
 def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
     """The call, with an error that names the ways for what JAX cannot trace."""
 
@@ -61,10 +68,15 @@ def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
             raise ValueError(
                 "value_fn turned a traced array into one of numpy, a number or a bool"
                 f" ({first}). Use jax.numpy and jax.lax in it; or, for an objective"
-                " that is no JAX program, wrap it in jax.pure_callback(...,"
-                ' vmap_method="sequential"), or measure the points of'
-                " estimator.ask(state, params) and call update(values=...)"
+                " that is no JAX program, pass zojax.external.as_value_fn(f), which is"
+                " jax.pure_callback with all points in one call, or measure the points"
+                " of estimator.ask(state, params) and call update(values=...), as"
+                " zojax.external.optimize does"
             ) from error
+        except TypeError as error:
+            if "object is not callable" in str(error):
+                error.add_note(ONLY_PARAMS)
+            raise
 
     return explained
 
@@ -169,6 +181,8 @@ def answer_of(result: Any, has_aux: bool) -> tuple[jax.Array, PyTree]:
         advice = ": cast it to a float, if a loss of 0 and 1 is meant"
     elif value.shape == () and not jnp.issubdtype(value.dtype, jnp.complexfloating):
         return value.astype(value_dtype()), aux
+    elif value.shape != ():
+        advice = ": take its mean"
     found = f"shape {value.shape} and dtype {value.dtype}{advice}"
     raise ValueError(f"value_fn must return a real scalar, got {found}")
 

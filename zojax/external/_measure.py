@@ -50,9 +50,11 @@ def _through_map(call: Callable[[Query], Attempt], mapped: Callable[..., Any]) -
 
 def _broken(error: Exception) -> RuntimeError:
     return RuntimeError(
-        "the pool broke: a worker died, which ends a ProcessPoolExecutor. What was"
-        " measured is kept in the directory, if there is one; a pool of pebble"
-        f" (pebble.ProcessPool) replaces its workers ({error})"
+        "the pool broke: a worker died, which ends a ProcessPoolExecutor. If none ever"
+        " started, the script that makes the pool is imported by its workers: put all"
+        ' that it runs under if __name__ == "__main__". What was measured is kept in'
+        " the directory, if there is one; a pool of pebble (pebble.ProcessPool)"
+        f" replaces its workers ({error})"
     )
 
 

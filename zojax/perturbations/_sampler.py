@@ -70,7 +70,7 @@ class Sampler(NamedTuple):
 def check_sampler(name: str, sampler: Any) -> None:
     """Raises unless the argument of this name is a sampler."""
     if not isinstance(sampler, Sampler):
-        way = "zojax.perturbations.from_rows(row) makes one from a function"
+        way = "zojax.perturbations.gaussian(), say; from_rows(row) makes one"
         raise ValueError(f"{name} must be a zojax.Sampler ({way}), got {sampler!r}")
 
 
