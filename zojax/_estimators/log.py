@@ -135,7 +135,7 @@ def update_log(
     is_dropped = log.aux is None or aux is None
     aux = log.aux if is_dropped else _aux_like(log.aux, aux)
     dtype = log.query_mean.dtype
-    keep = lambda new, old: jnp.where(finite.any(), new, old).astype(dtype)
+    keep = lambda new, old: jnp.asarray(jnp.where(finite.any(), new, old), dtype)
     return QueryLog(
         query_values=values.astype(dtype),
         query_mean=keep(mean, log.query_mean),
