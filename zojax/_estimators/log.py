@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from zojax import _docs as docs
 from zojax._checks import described, is_array
 from zojax._numerics import PyTree, value_dtype
 from zojax._objective import Carried
@@ -130,7 +131,8 @@ def update_log(
     if isinstance(aux, Carried) and log.aux is None:
         raise ValueError(
             "aux_like must be given, since value_fn returns state that the next step"
-            " needs (aux_like=model_state, of zojax.nnx.split_loss), got None"
+            " needs (aux_like=model_state, of zojax.nnx.split_loss), got None;"
+            f" {docs.NNX}"
         )
     is_dropped = log.aux is None or aux is None
     aux = log.aux if is_dropped else _aux_like(log.aux, aux)
