@@ -16,6 +16,7 @@ import optax
 import pytest
 
 import zojax
+from zojax import _docs as docs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -256,6 +257,24 @@ def test_links(page):
         target = page.parent / name if name else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_places_that_errors_name():
+    """Each is a heading of a page that the docs have, and some error ends with it."""
+    places = {n: x for n, x in vars(docs).items() if isinstance(x, docs.Place)}
+    package = Path(zojax.__file__).parent
+    code = "".join(path.read_text() for path in package.rglob("*.py"))
+    for name, place in places.items():
+        (page,) = ROOT.glob(f"notebooks/{place.page}.*")
+        text = page.read_text()
+        if page.suffix == ".ipynb":
+            cells = json.loads(text)["cells"]
+            cells = [c["source"] for c in cells if c["cell_type"] == "markdown"]
+            text = "\n".join("".join(source) for source in cells)
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        assert headings.count(place.heading) == 1, place
+        assert f"{{docs.{name}}}" in code, place
+    assert len(places) <= 20  # a pointer where a page answers, not everywhere
 
 
 def test_each_example_of_a_guide_is_run():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zojax import _docs as docs
 from zojax._checks import check_leaves, described, is_array
 from zojax._numerics import PyTree, value_dtype
 
@@ -23,7 +24,8 @@ def check_params(params: PyTree) -> None:
             "params hold optax.MaskedNode: optax.masked and optax.partition hide the"
             " other leaves from value_fn. Freeze leaves with"
             " sampler=zojax.perturbations.restrict(sampler, mask), and put the"
-            " estimator before the wrapper: optax.chain(estimator, optax.masked(...))"
+            " estimator before the wrapper: optax.chain(estimator, optax.masked(...));"
+            f" {docs.FROZEN}"
         )
     check_leaves(params)
 
@@ -71,7 +73,7 @@ def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
                 " that is no JAX program, pass zojax.external.as_value_fn(f), which is"
                 " jax.pure_callback with all points in one call, or measure the points"
                 " of estimator.ask(state, params) and call update(values=...), as"
-                " zojax.external.optimize does"
+                f" zojax.external.optimize does; {docs.EXTERNAL}"
             ) from error
         except TypeError as error:
             if "object is not callable" in str(error):
@@ -103,7 +105,8 @@ def bind_value_fn(
             raise ValueError(
                 f"value_fn {signature} takes {stars}{p.name}, so the data it needs"
                 " cannot be told from what other transformations need: name each"
-                " argument (functools.wraps keeps the names of what is wrapped)"
+                " argument (functools.wraps keeps the names of what is wrapped);"
+                f" {docs.EXTRA_ARGS}"
             )
     if not named or named[0].kind is kinds.KEYWORD_ONLY:
         raise ValueError(f"value_fn {signature} must take params as first argument")
@@ -112,7 +115,8 @@ def bind_value_fn(
     if taken:
         raise ValueError(
             f"value_fn {signature} names {taken}, which update() keeps for f(params)"
-            " (value) and for answers to ask (values): rename the argument"
+            " (value) and for answers to ask (values): rename the argument;"
+            f" {docs.EXTRA_ARGS}"
         )
     unnamed = [p for p in data if p.kind is kinds.POSITIONAL_ONLY]
     if unnamed:
@@ -128,7 +132,8 @@ def bind_value_fn(
     if missing:
         raise ValueError(
             f"value_fn {signature} needs {missing}, which update() was not given: pass"
-            f" them as keyword arguments; it was given {sorted(extra_args)}"
+            f" them as keyword arguments; it was given {sorted(extra_args)};"
+            f" {docs.EXTRA_ARGS}"
         )
     kwargs = {name: extra_args[name] for name in known}
 

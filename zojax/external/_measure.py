@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from zojax import _docs as docs
 from zojax._checks import check_int, check_number
 from zojax.external._attempt import (
     Attempt,
@@ -162,7 +163,8 @@ def _runner(
         raise ValueError(
             "timeout must be None here, since nothing can end an evaluation: give an"
             " executor (pebble.ProcessPool ends its workers), or a function that names"
-            f" timeout and keeps it, as external.command(...); got {timeout!r}"
+            f" timeout and keeps it, as external.command(...); got {timeout!r};"
+            f" {docs.TIME_LIMITS}"
         )
     if executor is None:
         return _here(call)
