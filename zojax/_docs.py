@@ -28,6 +28,4 @@ NNX = Place("07_recipes", "flax.nnx with BatchNorm and Dropout")
 EQUINOX = Place("07_recipes", "equinox")
 TRAINER = Place("07_recipes", "A trainer that calls `update(model, grads)`")
 LAZY = Place("07_recipes", "Lazy leaves in modules that do not know them")
-MANY_RUNS = Place(
-    "07_recipes", "Many runs at once: keys, and hyperparameters under vmap"
-)
+MANY_RUNS = Place("sweeps", "Many runs at once")
