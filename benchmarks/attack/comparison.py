@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+import itertools
 import math
 from collections.abc import Callable
 
@@ -15,17 +16,8 @@ from matplotlib import image as png
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from benchmarks import UsageError
-from benchmarks.attack.engine import (
-    BOUND,
-    GOALS,
-    METHODS,
-    attack,
-    objective,
-    perturb,
-    white_box,
-)
-from benchmarks.attack.victim import Images, load, train
+from benchmarks.attack import engine, victim
+from benchmarks.attack.engine import BOUND, GOALS, METHODS
 from benchmarks.study import COLOURS, Cell, Row, Study, Tables, Tick
 
 # Images, goals and methods: by default what a newcomer should see in a minute.
@@ -36,47 +28,40 @@ PAPER_RATE = 0.01
 
 def measure(
     log_probs: Callable[[jax.Array], jax.Array],
-    victims: Images,
-    accuracy: float,
-    case: tuple[str, str],
+    victims: victim.Images,
+    names: dict,
     options: dict,
     seed: int,
     tick: Tick,
 ) -> list[Row]:
     """A row for each learning rate and image, some of them with a picture."""
-    goal, method = GOALS[case[0]], METHODS[case[1]]
-    loss = objective(goal, lambda image: log_probs(image[None])[0])
+    goal, method = GOALS[names["goal"]], METHODS[names["method"]]
+    loss = engine.objective(goal, lambda image: log_probs(image[None])[0])
     images, asked = jnp.asarray(victims.images), jnp.asarray(goal.asked(victims.labels))
     # A key for each image: independent trials, with one noise for all methods.
     noise_key, places = jax.random.fold_in(jax.random.key(seed), 2), victims.rows
     keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, jnp.asarray(places))
-    state = attack(method, loss, images, asked, keys, **options, tick=tick)
-    queries = np.where(state.success, state.queries, np.inf)
-    of_images = pd.DataFrame({"image": places, "label": victims.labels}).assign(
-        goal=case[0],
-        method=case[1],
-        cost=method.cost,
-        budget=options["queries"],
-        accuracy=accuracy,
-        white_box=white_box(loss, images, asked),
-    )
-    frame = pd.concat(
-        [
-            of_images.assign(learning_rate=rate, queries=queries[:, j])
-            for j, rate in enumerate(options["learning_rates"])
-        ],
-        ignore_index=True,
-    )
+    state = engine.attack(method, loss, images, asked, keys, **options, tick=tick)
+    rates, budget = options["learning_rates"], options["queries"]
+    frame = pd.DataFrame(
+        {
+            "image": np.tile(places, len(rates)),
+            "label": np.tile(victims.labels, len(rates)),
+            "white_box": np.tile(engine.white_box(loss, images, asked), len(rates)),
+            "learning_rate": np.repeat(rates, len(places)),
+            "queries": np.where(state.success, state.queries, np.inf).T.ravel(),
+        }
+    ).assign(**names, cost=method.cost, budget=budget)
     broken = tuned(frame).query("queries < inf")
     for place in broken.groupby("label").head(1).index:
-        j, i = divmod(place, len(images))
-        attacked = np.asarray(perturb(state.theta[i, j], images[i]))
-        frame.loc[place, "said"] = np.asarray(log_probs(attacked[None])).argmax()
-        frame.loc[place, "picture"] = picture(victims.images[i], attacked)
+        rate, image = divmod(place, len(images))
+        attacked = engine.perturb(state.theta[image, rate], images[image])
+        frame.loc[place, "said"] = int(log_probs(attacked[None]).argmax())
+        frame.loc[place, "picture"] = picture(victims.images[image], attacked)
     return frame.to_dict("records")
 
 
-def picture(image: np.ndarray, attacked: np.ndarray) -> str:
+def picture(image: np.ndarray, attacked: jax.Array) -> str:
     """Original, change and attacked image, as text: a cell is a CSV file."""
     change = 0.5 + (attacked - image) / (2 * BOUND)
     strip, file = np.concatenate([image, change, attacked]).clip(0, 1), io.BytesIO()
@@ -110,10 +95,7 @@ def tuned(frame: pd.DataFrame) -> pd.DataFrame:
 def panels(frame: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
     """A row an image and method, by goal and by how the learning rate is chosen."""
     paper = frame[frame["learning_rate"] == PAPER_RATE]
-    chosen = {
-        "chosen on other images": tuned(frame),
-        f"the paper's, {PAPER_RATE:g}": paper,
-    }
+    chosen = {"chosen on other images": tuned(frame), "the paper's, 0.01": paper}
     return {
         (goal, rate): rows
         for rate, some in chosen.items()
@@ -169,38 +151,24 @@ def conclusion(rows: pd.DataFrame) -> str:
         clear = wins > losses and binomtest(wins, wins + losses).pvalue < 0.05 / pairs
         line = f"{name} (ahead on {wins}, behind on {losses})"
         verdicts["clearly" if clear else "not clearly"].append(line)
-    told = [
-        f"{how} fewer than {', '.join(who)}" for how, who in verdicts.items() if who
-    ]
-    return "; ".join(
-        [
-            f"{best} spent the fewest queries per image, {means[best]:,.0f} on average"
-            f" with failures at {budget:,}",
-            *told,
-        ]
-    )
+    lead = f"{best} spent the fewest queries per image, {means[best]:,.0f} on average"
+    told = [f"{how} fewer than {', '.join(x)}" for how, x in verdicts.items() if x]
+    return "; ".join([f"{lead} with failures at {budget:,}", *told])
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
     """The victim, what exact gradients break, and a conclusion for each table."""
-    number, ceilings = (
-        frame["image"].nunique(),
-        frame.groupby("goal")["white_box"].mean(),
-    )
+    accuracy, number = frame["accuracy"].iloc[0], frame["image"].nunique()
     out = [
-        f"The classifier knows {frame['accuracy'].iloc[0]:.1%} of the held-out images;"
-        f" {number} of these are attacked."
+        f"The classifier knows {accuracy:.1%} of held-out digits, {number} attacked."
     ]
-    out += [
-        f"{goal.capitalize()}: with 50 signed steps along exact gradients {ceiling:.0%}"
-        f" break within the same bounds (+-{BOUND})."
-        for goal, ceiling in ceilings.items()
-    ]
-    return out + [
-        f"{goal.capitalize()}, learning rate {rate}, one classifier, one seed:"
-        f" {conclusion(rows)}."
-        for (goal, rate), rows in panels(frame).items()
-    ]
+    for goal, ceiling in frame.groupby("goal", sort=False)["white_box"].mean().items():
+        words = "50 signed steps along exact gradients break"
+        out.append(f"{goal}: {words} {ceiling:.0%} within the same bounds (+-{BOUND}).")
+    for (goal, rate), rows in panels(frame).items():
+        words = "one classifier, one seed"
+        out.append(f"{goal}, learning rate {rate}, {words}: {conclusion(rows)}.")
+    return out
 
 
 def figure(frame: pd.DataFrame) -> Figure:
@@ -224,45 +192,41 @@ def figure(frame: pd.DataFrame) -> Figure:
         ceiling = ends.loc[ends["goal"] == goal, "white_box"].mean()
         axes.axhline(100 * ceiling, color="black", linestyle=":")
     grid.set_axis_labels("queries (dotted: exact gradients)", "broken, %")
-    shown = frame.dropna(subset="picture")
     best = capped(tuned(frame)).groupby(frame["method"], sort=False).mean().idxmin()
-    shown = shown[shown["method"] == best].sort_values(["goal", "label"])
+    shown = frame[frame["method"] == best].dropna(subset="picture")
     if len(shown):
-        files = [io.BytesIO(base64.b64decode(text)) for text in shown["picture"]]
-        strip = np.concatenate([png.imread(file) for file in files], axis=1)
         grid.figure.subplots_adjust(bottom=0.4)
         axes = grid.figure.add_axes((0.05, 0.05, 0.9, 0.25))
-        axes.imshow(strip)
         axes.set(title=f"{best}: original, change, attacked", yticks=[])
+        files = [io.BytesIO(base64.b64decode(text)) for text in shown["picture"]]
+        strips = [png.imread(file) for file in files]
+        axes.imshow(np.concatenate(strips, axis=1))
         axes.set_xticks(
-            strip.shape[1] / len(shown) * (0.5 + np.arange(len(shown))),
+            strips[0].shape[1] * (0.5 + np.arange(len(shown))),
             [f"{r.label} → {r.said:.0f}\n{r.queries:,.0f}" for r in shown.itertuples()],
         )
     return grid.figure
 
 
-# -- the study -------------------------------------------------------------------------
-
-
-def study(data, goals, methods, images, queries, learning_rate, start) -> Study:
-    """The comparison of these methods on these images."""
-    training, held_out = load(data)
+def study(goals, methods, images, queries, learning_rate, start) -> Study:
+    """The comparison with these options; None leaves one to the size of the run."""
     options = {"queries": queries, "learning_rates": learning_rate, "start": start}
 
     def cells(full: bool, seed: int) -> dict[str, Cell]:
         number, all_goals, all_methods = FULL if full else QUICK
-        log_probs = train(training, seed)
+        training, held_out = victim.load()
+        log_probs = victim.train(training, seed)
         right = np.asarray(log_probs(held_out.images).argmax(-1)) == held_out.labels
-        if right.sum() < 2:
-            raise UsageError("the classifier knows hardly any of the images to attack")
-        victims = Images(*(leaf[right][: images or number] for leaf in held_out))
-        shared = log_probs, victims, right.mean()
-        return {
-            f"{goal}/{name}": functools.partial(
-                measure, *shared, (goal, name), options, seed
+        known = [leaf[right][: images or number] for leaf in held_out]
+        shared = log_probs, victim.Images(*known)
+        found = {}
+        for goal, method in itertools.product(
+            goals or all_goals, methods or all_methods
+        ):
+            names = {"goal": goal, "method": method, "accuracy": right.mean()}
+            found[f"{goal}/{method}"] = functools.partial(
+                measure, *shared, names, options, seed
             )
-            for goal in goals or all_goals
-            for name in methods or all_methods
-        }
+        return found
 
     return Study("Black-box attack", cells, tables, findings, figure)

@@ -14,18 +14,9 @@ from benchmarks.batching import shared_axes
 from zojax.perturbations import gaussian, rademacher, simplex, sphere
 
 BOUND = 0.2
-DIRECTIONS = 10
 BLOCK = 10  # steps between two movements of the progress bar
 
-# The paper's; no value is the best for all methods. Broken of 100 digits, targeted,
-# 2,000 queries, seed 0, learning rate 0.003:
-#
-#     smoothing   vanilla   mean baseline   ZoAR   two-stage DAP
-#     0.01          42           52          22         39
-#     0.05          36           57          44         27
-#     0.1           31           58          53         17
-#     0.2           23           57          54         13
-SMOOTHING = 0.05
+SMOOTHING = 0.05  # the paper's
 
 
 class Method(NamedTuple):
@@ -35,7 +26,7 @@ class Method(NamedTuple):
     estimator: Callable[..., optax.GradientTransformationExtraArgs]
 
 
-def _method(factory, extra_queries=0, num_directions=DIRECTIONS, **options):
+def _method(factory, extra_queries=0, num_directions=10, **options):
     estimator = functools.partial(factory, num_directions=num_directions, **options)
     return Method(num_directions + extra_queries, estimator)
 
@@ -114,15 +105,12 @@ def attack(
     """Attacks all images with all learning rates at once.
 
     Args:
-      method: what to attack with.
-      loss: of an image.
-      images: f[n, h, w, c] in [0, 1].
-      asked: i32[n], the classes that the goal is about.
+      method, loss: what to attack with, and what is to become negative.
+      images, asked: f[n, h, w, c] in [0, 1], and the classes i32[n] that it is about.
       keys: n typed keys; the noise of an image is the same for every learning rate.
       queries: budget of an attack; steps that would exceed it are not taken.
-      learning_rates: of R-AdaZO, L of them.
+      learning_rates, smoothing: L of R-AdaZO's, and mu.
       start: "zero", or "normal" for theta_0 ~ N(0, I).
-      smoothing: mu.
       tick: is told the share of the steps that are done.
 
     Returns:
@@ -143,15 +131,14 @@ def attack(
         return State(theta, opt_state, success, jnp.zeros((), jnp.int32))
 
     def step(state, rate, image, asked):
-        given = {"value_fn": loss, "image": image, "asked": asked}
+        theta, given = state.theta, {"image": image, "asked": asked}
         # The key is in the state: the one given here is not read.
-        updates, opt_state = optimizer(0, rate).update(
-            None, state.opt_state, state.theta, **given
-        )
-        moved = optax.apply_updates(state.theta, updates)
+        update = functools.partial(optimizer(0, rate).update, value_fn=loss, **given)
+        updates, opt_state = update(None, state.opt_state, theta)
+        moved = optax.apply_updates(theta, updates)
         # Whether an iterate holds is looked up to measure: that is not a query.
         return State(
-            jnp.where(state.success, state.theta, moved),
+            jnp.where(state.success, theta, moved),
             opt_state,
             state.success | (loss(moved, image, asked) < 0),
             state.queries + jnp.where(state.success, 0, method.cost),

@@ -1,7 +1,5 @@
 """Ours and evosax's on COCO's functions: a run is a scan, its calls are the host's."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -42,17 +40,45 @@ Make = Callable[[int, int], Run]
 REPEATS, PAIRS = 8, 8  # to calibrate: 24 calls
 
 
-class _Calibrated(NamedTuple):
-    """What a run of SPSA knows of its objective."""
+class _Known(NamedTuple):
+    """What a run is made of; all but the key and the step size SPSA's alone."""
 
-    a: jax.Array
-    c: jax.Array
-    noise: jax.Array
     key: jax.Array
+    step_size: jax.Array
+    a: jax.Array | None = None
+    c: jax.Array | None = None
+    noise: jax.Array | None = None
 
 
-def _spsa(calls: int, build: Callable, averaged: bool = False) -> Make:
-    """SPSA with calibrated gains; build(a_k, c_k, calibrated, d) -> an optimizer."""
+def _run(
+    optimizer: Callable, known_of: Callable, num_steps: int, found: Callable
+) -> Run:
+    """A run of optimizer(known); known_of(f, start, step size, key) may ask f."""
+
+    def begin(ask, start, which, step_size, key):
+        f = lambda x, query_key: ask(x, which, query_key)
+        known = known_of(f, start, step_size, key)
+        return start, optimizer(known).init(start), known
+
+    def advance(ask, carry, which, key):
+        x, state, known = carry
+        opt = optimizer(known)
+        updates, state = opt.update(None, state, x, value_fn=ask, which=which)
+        return optax.apply_updates(x, updates), state, known
+
+    return Run(begin, advance, found, num_steps)
+
+
+def _last(carry):
+    return carry[0]
+
+
+def _average(carry):
+    return optax.tree.get(carry[1], "average")
+
+
+def _spsa(calls: int, build: Callable, found: Callable = _last) -> Make:
+    """SPSA with calibrated gains; build(a_k, c_k, known, d) -> an optimizer."""
 
     def make(dimension: int, budget: int) -> Run:
         num_steps = (budget - REPEATS - 2 * PAIRS) // calls
@@ -63,27 +89,16 @@ def _spsa(calls: int, build: Callable, averaged: bool = False) -> Make:
             first = build(*gains, known, dimension)
             return optax.chain(first, zojax.average_iterates(num_steps // 2))
 
-        def begin(ask, start, which, step_size, key):
-            f = lambda x, query_key: ask(x, which, query_key)
+        def calibrated(f, start, step_size, key):
             noise = zojax.noise_deviation(f, start, key=key, num_repeats=REPEATS)
             c = jnp.clip(noise, step_size, MAX_C)
             gains = zojax.calibrate_spall_gains(
                 f, start, step_size, num_steps, key=key, c=c, num_directions=PAIRS
             )
             a = gains.learning_rate(0) * (stability + 1) ** 0.602
-            known = _Calibrated(a, c, noise, jax.random.key_data(key))
-            return start, optimizer(known).init(start), known
+            return _Known(jax.random.key_data(key), step_size, a, c, noise)
 
-        def advance(ask, carry, which, key):
-            x, state, known = carry
-            opt = optimizer(known)
-            updates, state = opt.update(None, state, x, value_fn=ask, which=which)
-            return optax.apply_updates(x, updates), state, known
-
-        def found(carry):
-            return optax.tree.get(carry[1], "average") if averaged else carry[0]
-
-        return Run(begin, advance, found, num_steps)
+        return _run(optimizer, calibrated, num_steps, found)
 
     return make
 
@@ -112,21 +127,9 @@ def _ranks(build: Callable, calls: Callable[[int], int] = population_of) -> Make
     def make(dimension: int, budget: int) -> Run:
         number = calls(dimension)
         num_steps = budget // number
-
-        def optimizer(known):
-            return build(known[0], num_steps, number, known[1])
-
-        def begin(ask, start, which, step_size, key):
-            known = step_size, jax.random.key_data(key)
-            return start, optimizer(known).init(start), known
-
-        def advance(ask, carry, which, key):
-            x, state, known = carry
-            opt = optimizer(known)
-            updates, state = opt.update(None, state, x, value_fn=ask, which=which)
-            return optax.apply_updates(x, updates), state, known
-
-        return Run(begin, advance, lambda carry: carry[0], num_steps)
+        known = lambda f, start, step, key: _Known(jax.random.key_data(key), step)
+        optimizer = lambda known: build(known.step_size, num_steps, number, known.key)
+        return _run(optimizer, known, num_steps, _last)
 
     return make
 
@@ -215,7 +218,7 @@ def _evosax(kind: Any) -> Make:
 OURS = "zojax "
 METHODS: dict[str, Make] = {
     "zojax SPSA": _spsa(2, _plain),
-    "zojax SPSA, averaged": _spsa(2, _plain, averaged=True),
+    "zojax SPSA, averaged": _spsa(2, _plain, _average),
     "zojax SPSA, blocked": _spsa(3, _blocked),
     "zojax 2-SPSA": _spsa(4, _second_order),
     "zojax signs": _ranks(_signs(_spall_decay), lambda dimension: 2),
