@@ -140,10 +140,10 @@ def findings(frame: pd.DataFrame) -> list[str]:
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Mean logarithm against calls, by dimension."""
-    shown = frame.assign(log=np.log10(frame["left"]))
-    shown["who"] = shown["method"].str.split().str[0]
-    columns = {"x": "calls", "y": "log", "hue": "method", "style": "who", "col": "d"}
-    return lines(shown, **columns, errorbar=None)
+    shown = frame.assign(who=frame["method"].str.split().str[0])
+    shown["log10 of what is left"] = np.log10(frame["left"])
+    columns = {"x": "calls", "y": "log10 of what is left", "hue": "method"}
+    return lines(shown, **columns, style="who", col="d", errorbar=None)
 
 
 # COCO's noise is one stream of the process: nothing may run beside it.

@@ -61,23 +61,21 @@ def ours(problem: Problem, runs: int, steps: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
         keys = jax.random.key_data(jax.random.split(jax.random.key(seed), runs))
-        ask = jax.jit(
-            jax.vmap(lambda key, state, x: zojax.spsa(*gains, key=key).ask(state, x))
-        )
+        opt = zojax.spsa(*gains, key=0)  # the keys of the runs are in their states
+        ask = jax.jit(jax.vmap(opt.ask))
 
         @jax.jit
         @jax.vmap
-        def tell(key, state, x, values):
-            opt = zojax.spsa(*gains, key=key)
+        def tell(state, x, values):
             updates, state = opt.update(None, state, x, values=values)
             return optax.apply_updates(x, updates), state
 
         x = jnp.zeros((runs, problem.dimension))
         state = jax.vmap(lambda key, x: zojax.spsa(*gains, key=key).init(x))(keys, x)
         for _ in range(steps):
-            y = problem.f(np.asarray(ask(keys, state, x)))
+            y = problem.f(np.asarray(ask(state, x)))
             y = y + problem.noise * rng.standard_normal(y.shape)
-            x, state = tell(keys, state, x, y)
+            x, state = tell(state, x, y)
         return problem.f(np.asarray(x))
 
 
