@@ -109,7 +109,7 @@ def made(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     (cache / assets.ASSETS["tweets"].file).write_text(_texts(1000))
     recipe = dataclasses.replace(
-        ratings.recipe_of(100), top=1, rank=2, batch=32, matrices="qv", longest=16
+        ratings.RECIPE, top=1, rank=2, batch=32, matrices="qv", longest=16, steps=100
     )
     model, source = problem.Model(config, params, tokenizer), Source(cache=cache)
     return recipe, ratings.ready(model, recipe, source, lambda share: None)
@@ -138,18 +138,18 @@ def test_a_run_moves_the_cores_alone(made):
         assert all(jax.tree.leaves(same)) == (name != "cores")
 
 
-def test_what_is_shown():
-    rows = [
-        {"method": name, "passes": p, "rmse": e, "mae": e, "correlation": c, "tests": 5}
-        for name, p, e, c in (
-            (ratings.MEAN, 0, 1.7, np.nan),
-            (ratings.FLOOR, 0, 1.2, 0.7),
-            (ratings.TUNED, 400, 1.1, 0.75),
-        )
-    ]
-    frame = pd.DataFrame(rows).assign(seconds=60.0)
-    (table,) = ratings.tables(frame)
-    assert table.row_count == 3
-    assert "1.200 to 1.100 ratings" in ratings.findings(frame)[0]
-    ratings.figure(frame)
-    assert list(ratings.cells(False, 0)) == ["ratings"]
+def test_what_is_shown(made, monkeypatch):
+    """The whole study on the tiny model: the mean, the floor, and where cores end."""
+    recipe, ready = made
+    monkeypatch.setattr(ratings, "RECIPE", recipe)
+    monkeypatch.setattr(ratings, "ready", lambda *args: ready)
+    monkeypatch.setattr(problem, "load_model", lambda source: None)
+    monkeypatch.setattr(ratings, "QUICK", 2)
+    (cell,) = ratings.STUDY.cells(False, 0).values()
+    frame = pd.DataFrame(cell(lambda share: None))
+    (table,) = ratings.STUDY.tables(frame).values()
+    assert list(table["passes"]) == [0, 0, 4]
+    spread = ready.test.labels - ready.train.labels.mean()
+    assert table["rmse"].iloc[0] == f"{np.sqrt(np.mean(spread**2)):.3f}"
+    assert frame["rmse"][1] < frame["rmse"][0]
+    ratings.STUDY.figure(frame)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from benchmarks.language import beside, problem, training
+from benchmarks.language import problem, training
 from benchmarks.language.problem import Batch, Model, Problem, Source
 from benchmarks.language.recipe import Recipe
 from benchmarks.language.transformer import Config
 from benchmarks.memory.programs import total_bytes
-from benchmarks.speed.timing import take_turns
+from benchmarks.speed.timing import bars, timed_rows
 from benchmarks.study import Cell, Row, Study, Tables, Tick
 
 BATCH = 16
@@ -108,10 +108,10 @@ def measure(tuned: str, length: int, turns: int, tick: Tick) -> list[Row]:
         return state, value
 
     forward = functools.partial(compiled["forward"], ready.params, batch)
-    seconds = take_turns({"forward": forward, "step": step}, turns, tick)
+    timed = timed_rows({"forward": (forward, 1), "step": (step, 1)}, turns, tick, {})
     row = {"tuned": tuned, "tokens": length}
     row |= {name: total_bytes(program) / 1e6 for name, program in compiled.items()}
-    row |= {f"{name}_seconds": np.median(own) for name, own in seconds.items()}
+    row |= {f"{name}_ms": own["milliseconds"] for name, own in timed.items()}
     return [row]
 
 
@@ -128,12 +128,12 @@ def tables(frame: pd.DataFrame) -> Tables:
     found = found[["forward", "step"]].assign(
         over_forward=(found["step"] / found["forward"]).map("{:.3f}".format),
         over_backprop=found["step"] / found["backprop"],
-        forward_seconds=found["forward_seconds"],
-        over_two_forwards=found["step_seconds"] / (2 * found["forward_seconds"]),
+        forward_ms=found["forward_ms"],
+        over_two_forwards=found["step_ms"] / (2 * found["forward_ms"]),
     )
     return {f"A two-sided step, {BATCH} sentences: planned MB, medians of time": found}
 
 
-FIGURE = functools.partial(beside.bars, x="step", y="tuned", hue="tokens")
+FIGURE = functools.partial(bars, x="step", y="tuned", hue="tokens")
 NO_FINDINGS = lambda frame: []
 STUDY = Study("Language: cost", cells, tables, NO_FINDINGS, FIGURE, timed=True)

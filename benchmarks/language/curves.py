@@ -75,6 +75,7 @@ def tables(frame: pd.DataFrame) -> Tables:
     floors, last = floors_of(frame), runs.ends(frame)
     found = runs.scores(last, "sentence_passes", "step_mb")
     found["minutes"] = last.groupby("name")["seconds"].mean() / 60
+    found = found.astype(object)  # texts stand beside numbers
     found.loc["zero-shot", runs.TEST] = 100 * floors.accuracy, floors.cross_entropy
     found.loc["calibrated", runs.TEST] = 100 * floors.calibrated, np.nan
     words = ["words_accuracy", "words_nats"]

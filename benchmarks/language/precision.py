@@ -10,6 +10,7 @@ from benchmarks.language import beside, cost, problem, runs, training
 from benchmarks.language.problem import Source
 from benchmarks.language.recipe import PRESETS, Recipe
 from benchmarks.memory.programs import num_bytes
+from benchmarks.speed.timing import bars
 from benchmarks.study import Cell, Row, Study, Tables, Tick
 
 DTYPES = ("float32", "bfloat16", "int8")
@@ -65,6 +66,6 @@ def tables(frame: pd.DataFrame) -> Tables:
     }
 
 
-FIGURE = functools.partial(beside.bars, x="megabytes", y="program", hue="program")
+FIGURE = functools.partial(bars, x="megabytes", y="program", hue="program")
 NO_FINDINGS = lambda frame: []
 STUDY = Study("Language: precision", cells, tables, NO_FINDINGS, FIGURE, timed=True)

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 import pandas as pd
 
-from benchmarks.language import assets, beside, head, problem, tasks, training
+from benchmarks.language import assets, head, problem, tasks, training
 from benchmarks.language.problem import Batch, Model, Problem, Source
 from benchmarks.language.recipe import PRESETS, Recipe, queries
+from benchmarks.speed.timing import bars
 from benchmarks.study import Cell, Row, Study, Tables, Tick
 
 QUICK, FULL = 100, 600  # steps
@@ -116,5 +117,5 @@ def tables(frame: pd.DataFrame) -> Tables:
     return {"Ratings from -4 to 4 of test tweets; passes of a batch": found}
 
 
-FIGURE = functools.partial(beside.bars, x="rmse", y="name", hue="name")
+FIGURE = functools.partial(bars, x="rmse", y="name", hue="name")
 STUDY = Study("Language: ratings", cells, tables, lambda frame: [], FIGURE)

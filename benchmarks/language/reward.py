@@ -217,8 +217,7 @@ def findings(frame: pd.DataFrame) -> list[str]:
     for name, group in ends(frame).groupby("name", sort=False):
         gain = group["after"] - group["before"]
         out.append(
-            f"{name}: {gain.mean():+.1f} points on the test problems,"
-            f" {gain.mean() / gain.sem():.1f} standard errors from 0."
+            f"{name}: {gain.mean():+.1f} +- {gain.sem():.1f} points on the test problems."
         )
     return out
 
