@@ -1,7 +1,5 @@
 """What is tuned: soft prompts, low-rank updates, cores, prefixes; scales or all."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -12,47 +10,24 @@ import zojax
 from benchmarks.language.quantized import dequantize
 from benchmarks.language.transformer import Adapter, Config, Params, embed, run_layers
 
-__all__ = ["TUNINGS", "cores", "lora", "lora_of_cores", "prefix", "soft_prompt"]
-
-TUNINGS = ("lora", "cores", "prompt", "prefix", "scales", "all")
-
 
 def soft_prompt(params: Params, tokens: jax.Array) -> Adapter:
     """Virtual tokens that start as real ones, f32[S, D], for tokens i32[S]."""
     return {"soft": dequantize(params["embed"][tokens]).astype(jnp.float32)}
 
 
-def lora(
-    params: Params,
-    rank: int,
-    key: jax.Array,
-    *,
-    names: tuple[str, ...] = ("q", "v"),
-    scale: float = 2.0,
-) -> Adapter:
-    """Low-rank updates W + A B of stacked matrices: A random, B zero.
+def lora(params: Params, rank: int, key: jax.Array, names: tuple[str, ...]) -> Adapter:
+    """Low-rank updates W + 2 A B of stacked matrices: A random, B zero.
 
-    Args:
-      params: whose ``layers`` are adapted.
-      rank: r.
-      key: for A, uniform with variance scale^2 / (3 inputs), as PyTorch's linear layers
-        start.
-      names: which matrices.
-      scale: alpha / r; it multiplies A here, once.
-
-    Returns:
-      {"lora": {name: {"a": f32[L, inputs, r], "b": f32[L, r, outputs]}}}.
+    A, f32[L, inputs, rank], is uniform with variance 4 / (3 inputs): as PyTorch's
+    linear layers start, times alpha / rank = 2.
     """
     adapter = {}
     for i, name in enumerate(names):
         layers, inputs, outputs = params["layers"][name].shape
-        bound = scale / math.sqrt(inputs)
-        a = jax.random.uniform(
-            jax.random.fold_in(key, i),
-            (layers, inputs, rank),
-            minval=-bound,
-            maxval=bound,
-        )
+        shape, bound = (layers, inputs, rank), 2 / math.sqrt(inputs)
+        of_name = jax.random.fold_in(key, i)
+        a = jax.random.uniform(of_name, shape, minval=-bound, maxval=bound)
         adapter[name] = {"a": a, "b": jnp.zeros((layers, rank, outputs))}
     return {"lora": adapter}
 
@@ -61,8 +36,7 @@ def cores(
     function: Callable[[Params], jax.Array],
     params: Params,
     rank: int,
-    *,
-    names: tuple[str, ...] = ("q", "k", "v"),
+    names: tuple[str, ...],
     labels: jax.Array | None = None,
 ) -> Adapter:
     """Small cores between principal directions: W + A R B^T, R zero.
@@ -93,26 +67,18 @@ def lora_of_cores(adapter: Adapter) -> Adapter:
     """The low-rank update A (R B^T) that cores are; other adapters as they are."""
     if "cores" not in adapter:
         return adapter
-    of = lambda basis, core: {
-        "a": basis["a"],
-        "b": jnp.einsum("lrs,lns->lrn", core, basis["b"]),
-    }
-    names = adapter["cores"]
-    lora = {name: of(adapter["bases"][name], names[name]) for name in names}
+    lora = {}
+    for name, core in adapter["cores"].items():
+        basis = adapter["bases"][name]
+        b = jnp.einsum("lrs,lns->lrn", core, basis["b"])
+        lora[name] = {"a": basis["a"], "b": b}
     return {**adapter, "lora": lora}
 
 
 def prefix(config: Config, params: Params, tokens: jax.Array) -> Adapter:
-    """Keys and values before each layer's own, which start as those of real tokens.
+    """Keys and values before each layer's own, f32[L, S, kv_heads, head_size].
 
-    Args:
-      config: of the model.
-      params: of the model.
-      tokens: i32[S].
-
-    Returns:
-      {"prefix": {"k", "v": f32[L, S, kv_heads, head_size]}}; the model then answers as
-      if the text followed these tokens.
+    They start as those of tokens i32[S]: the model answers as if these came first.
     """
     x = embed(config, params, tokens[None], {})
     _, own = run_layers(config, params["layers"], x, {})
