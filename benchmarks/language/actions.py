@@ -11,14 +11,7 @@ import jax
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
 import zojax
 from benchmarks import UsageError, folder
@@ -38,18 +31,6 @@ def setup(cache: Path | None) -> None:
         fetched = assets.fetch(name, cache)
         print(f"{cache / asset.file}: {'fetched' if fetched else 'there already'}")
         print(f"  {asset.terms}")
-
-
-def _bars(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<24}"),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def train(
@@ -75,7 +56,7 @@ def train(
     what, usual = PRESETS[preset]
     plain = (chosen, *source[:2]) == (usual, *Source()[:2])
     say(f"{preset}: {what}." if plain else f"{preset}, with other settings.")
-    with _bars(console) as bars:
+    with Progress(console=console) as bars:
         ready = _ready(chosen, source, bars)
     run = training.start(chosen, ready)
     folder.begin(where, settings, [*FILES, "checkpoints"], resume)
@@ -99,7 +80,7 @@ def train(
         kept = run.step
 
     try:
-        with _bars(console) as bars:
+        with Progress(console=console) as bars:
             run = _steps(chosen, ready, run, bars, keep, say)
         _finish(chosen, source, ready, run, floors, where, say)
     except KeyboardInterrupt:
@@ -115,8 +96,8 @@ def _ready(chosen: Recipe, source: Source, bars: Progress) -> problem.Problem:
     """The problem; the model itself is not held beyond, since steps replace it."""
     model = problem.load_model(source, chosen.dtype)
     splits = problem.load_splits(source)
-    bar = bars.add_task("frozen layers, once", total=100, note="%", visible=False)
-    show = lambda share: bars.update(bar, completed=round(100 * share), visible=True)
+    bar = bars.add_task("frozen layers, once", visible=False)
+    show = lambda share: bars.update(bar, completed=100 * share, visible=True)
     return problem.make(chosen, model, splits, show)
 
 
@@ -129,18 +110,19 @@ def _steps(
     say: Callable[[str], None],
 ) -> training.Run:
     """All steps, shown as they go."""
-    total, done = chosen.steps, run.step
-    bar = bars.add_task("training", total=total, completed=done, note="steps")
-    every = max(1, total // VALIDATIONS)
+    bar = bars.add_task("training", total=chosen.steps, completed=run.step)
+    every = max(1, chosen.steps // VALIDATIONS)
 
-    def tick(now: training.Progress) -> None:
-        note = (
-            f"loss {now.loss:.3f}, accuracy {now.accuracy:.1%},"
-            f" {now.tokens_per_second:,.0f} tokens/s"
+    def tick(run: training.Run) -> None:
+        last = run.curve[-1]
+        loss = np.mean(run.losses) if run.losses else last["loss"]
+        text = (
+            f"step {run.step}/{chosen.steps}: loss {loss:.3f}, validation accuracy"
+            f" {last['accuracy']:.1%}"
         )
-        bars.update(bar, completed=now.step, note=f"steps, {note}")
-        if not bars.console.is_terminal and now.step % every == 0:
-            say(f"step {now.step}/{total}: validation {note}")
+        bars.update(bar, completed=run.step, description=text)
+        if not bars.console.is_terminal and run.step % every == 0:
+            say(text)
 
     return training.train(chosen, ready, run, every=every, tick=tick, keep=keep)
 

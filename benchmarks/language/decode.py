@@ -40,13 +40,13 @@ def generate(
 ) -> jax.Array:
     """Continues prompts, each token the most likely one.
 
-    Prompts run once; each further token runs alone, beside the keys and values that
-    every layer kept of what came before it.
+    Prompts i32[B, T], padded on the right, run once; each further token runs alone,
+    beside the keys and values that every layer kept of what came before it.
 
     Args:
       config: of the model.
       params: of the model.
-      tokens: i32[B, T], prompts padded on the right.
+      tokens: the prompts.
       last: i32[B], index of each prompt's last token.
       number: N >= 1, tokens to generate; static. What ends a text is up to its reader.
       shared: i32[S], what all prompts begin with, examples for instance, or None.

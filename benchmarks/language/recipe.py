@@ -48,88 +48,79 @@ NAMES = {"g": "gate", "u": "up", "d": "down", **{name: name for name in "qkvo"}}
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]  # counts are 32-bit in JAX
 CountOrZero = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Positive = Annotated[float, Field(gt=0)]
+Matrices = Literal["od", "qv", "qk", "qkv", "qkvo", "qkvod", "ogud", "qkvogud"]
 
 
-class Recipe(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+class Recipe(
+    BaseModel,
+    frozen=True,
+    extra="forbid",
+    strict=True,
+    allow_inf_nan=False,
+    use_attribute_docstrings=True,
+):
     """Settings of a run; each field is an option of the command, with its help."""
 
-    tuning: Literal["lora", "cores", "prompt", "prefix", "scales", "all"] = Field(
-        "lora", description="what is tuned"
-    )
-    top: CountOrZero = Field(
-        0,
-        description="how many of the last layers LoRA and cores adapt, 0 for all; what"
-        " the layers below answer never changes and is computed once",
-    )
-    rank: Count = Field(8, description="of LoRA; the side of cores")
-    matrices: Literal["od", "qv", "qk", "qkv", "qkvo", "qkvod", "ogud", "qkvogud"] = (
-        Field(
-            "qv",
-            description="what LoRA and cores adapt: q, k, v, o of the attention, g, u,"
-            " d (gate, up, down) of the MLP",
-        )
-    )
-    predicting: bool = Field(
-        False,
-        description="cores have one input direction, the one that predicts the label,"
-        " in the place of so many principal ones",
-    )
-    freeze_a: bool = Field(False, description="tune only the B of LoRA's A B")
-    after_text: bool = Field(
-        False,
-        description="LoRA and cores adapt the template's last words alone, virtual"
-        " tokens come before them: the text before is run once",
-    )
-    tokens: Count = Field(10, description="virtual tokens of a prompt or a prefix")
-    objective: Literal["cross-entropy", "accuracy"] = Field(
-        "cross-entropy",
-        description="what is lowered: the cross-entropy, or the share of wrong labels"
-        " itself, which has no gradient: a larger smoothing and batch then",
-    )
-    estimator: Literal[*ESTIMATORS] = Field("two-sided", description="of the gradient")
-    sampler: Literal[*SAMPLERS] = Field("rademacher", description="of directions")
-    directions: Count = Field(1, description="K, a step")
-    smoothing: Positive = Field(1e-3, description="mu")
-    history: CountOrZero = Field(0, description="past steps that zoar reuses")
-    optimizer: Literal["sgd", "momentum", "adam", "radazo"] = Field(
-        "sgd", description="what is done with the gradient"
-    )
-    learning_rate: Positive = Field(2e-2, description="at the start")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="decay of the learning rate to 0"
-    )
-    clip: float = Field(
-        3.0,
-        ge=0,
-        description="bound of each directional derivative, with zoar and dap of"
-        " |gradient| / sqrt(d); 0 for none",
-    )
-    steps: Count = Field(500, description="of the optimizer")
-    batch: Count = Field(16, description="sentences a step")
-    longest: int = Field(
-        24,
-        ge=8,
-        description="tokens of a training sentence with its template; longer ones are"
-        " left out",
-    )
-    sentences: Count = Field(2048, description="at most so many are trained on")
-    calibrate: bool = Field(
-        False,
-        description="start from calibrated zero-shot: a constant on the label words'"
-        " logits puts the median margin of the training sentences at 0",
-    )
-    head: Literal["words", "before", "after"] = Field(
-        "words",
-        description="what answers: the label words, or a logistic regression on the"
-        " model's own states, fitted before the steps or after them",
-    )
-    dtype: Literal["float32", "bfloat16", "int8"] = Field(
-        "float32",
-        description="of the model; int8 holds its matrices in int8, with float scales",
-    )
-    seed: CountOrZero = Field(
-        0, description="of the order of sentences, LoRA's start and the directions"
-    )
+    tuning: Literal["lora", "cores", "prompt", "prefix", "scales", "all"] = "lora"
+    """what is tuned"""
+    top: CountOrZero = 0
+    """how many of the last layers LoRA and cores adapt, 0 for all; what the layers
+    below answer never changes and is computed once"""
+    rank: Count = 8
+    """of LoRA; the side of cores"""
+    matrices: Matrices = "qv"
+    """what LoRA and cores adapt: q, k, v, o of the attention, g, u, d (gate, up, down)
+    of the MLP"""
+    predicting: bool = False
+    """cores have one input direction, the one that predicts the label, in the place of
+    so many principal ones"""
+    freeze_a: bool = False
+    """tune only the B of LoRA's A B"""
+    after_text: bool = False
+    """LoRA and cores adapt the template's last words alone, virtual tokens come before
+    them: the text before is run once, a pass runs what follows"""
+    tokens: Count = 10
+    """virtual tokens of a prompt or a prefix"""
+    objective: Literal["cross-entropy", "accuracy"] = "cross-entropy"
+    """what is lowered: the cross-entropy, or the share of wrong labels itself, which
+    has no gradient: a larger smoothing and batch then"""
+    estimator: Literal[*ESTIMATORS] = "two-sided"
+    """of the gradient"""
+    sampler: Literal[*SAMPLERS] = "rademacher"
+    """of directions"""
+    directions: Count = 1
+    """K, a step"""
+    smoothing: Positive = 1e-3
+    """mu"""
+    history: CountOrZero = 0
+    """past steps that zoar reuses"""
+    optimizer: Literal["sgd", "momentum", "adam", "radazo"] = "sgd"
+    """what is done with the gradient"""
+    learning_rate: Positive = 2e-2
+    """at the start"""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """decay of the learning rate to 0"""
+    clip: Annotated[float, Field(ge=0)] = 3.0
+    """bound of each directional derivative, with zoar and dap of |gradient| / sqrt(d);
+    0 for none"""
+    steps: Count = 500
+    """of the optimizer"""
+    batch: Count = 16
+    """sentences a step"""
+    longest: Annotated[Count, Field(ge=8)] = 24
+    """tokens of a training sentence with its template; longer ones are left out"""
+    sentences: Count = 2048
+    """at most so many are trained on"""
+    calibrate: bool = False
+    """start from calibrated zero-shot: a constant on the label words' logits puts the
+    median margin of the training sentences at 0, without their labels"""
+    head: Literal["words", "before", "after"] = "words"
+    """what answers: the label words, or a logistic regression on the model's own states
+    of the training sentences, fitted before the steps or after them"""
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """of the model; int8 holds its matrices in int8, with float scales"""
+    seed: CountOrZero = 0
+    """of the order of sentences, LoRA's start and the directions"""
 
     def __init__(self, **fields: Any):
         """Turns pydantic's errors into one line."""
@@ -148,45 +139,44 @@ class Recipe(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=
     @model_validator(mode="after")
     def _fits(self) -> Self:
         """Checks what concerns several fields."""
-        for name, tunings in NEEDS.items():
-            if self.tuning not in tunings and getattr(self, name) != default(name):
-                raise UsageError(
-                    f"{name} needs tuning {' or '.join(tunings)}, got {self.tuning!r}"
-                )
-        least = {"mean": 2, "leave-one-out": 2, "dap": 2}.get(self.estimator, 1)
-        simplex, k = self.sampler == "simplex", self.directions
-        if simplex and self.estimator == "dap":
-            least = 4  # each of its stages needs two
-        rounded = self.dtype == "bfloat16" and self.tuning not in ("lora", "cores")
-        first_order = self.estimator == "first-order"
-        wrong = {
-            "head before leaves no words to calibrate: choose one": self.calibrate
-            and self.head == "before",
-            f"batch must be at most sentences, {self.sentences}, got {self.batch}": (
-                self.batch > self.sentences
-            ),
-            f"smoothing must be >= 1e-3 for {self.tuning} in bfloat16, which rounds"
-            f" smaller perturbations away, got {self.smoothing}": rounded
-            and self.smoothing < 1e-3
-            and not first_order,
-            "objective accuracy has no gradient: not first-order": first_order
-            and self.objective == "accuracy",
-            f"directions must be >= {least} for {self.estimator}, got {k}": k < least,
-            "estimator must be mean for simplex, whose directions sum to zero": simplex
-            and self.estimator == "leave-one-out",
-            f"directions must be a power of 2 for simplex, got {k}": simplex
-            and (k == 1 or k & k - 1),
-            "tuning all needs floats, not int8: tune scales there": self.dtype == "int8"
-            and self.tuning == "all",
-            f"tuning scales needs dtype int8, got {self.dtype!r}": self.dtype != "int8"
-            and self.tuning == "scales",
-            "sampler must be gaussian or rademacher, drawn layer by layer, for tuning"
-            f" {self.tuning}, got {self.sampler!r}": self.tuning in LAZY
-            and self.sampler not in ("gaussian", "rademacher"),
-        }
-        for message, found in wrong.items():
-            if found:
+
+        def need(fits: bool, message: str) -> None:
+            if not fits:
                 raise UsageError(message)
+
+        tuning, estimator, k = self.tuning, self.estimator, self.directions
+        for name, tunings in NEEDS.items():
+            fits = tuning in tunings or getattr(self, name) == default(name)
+            need(fits, f"{name} needs tuning {' or '.join(tunings)}, got {tuning!r}")
+        uncalibrated = self.head != "before" or not self.calibrate
+        need(uncalibrated, "head before leaves no words to calibrate: choose one")
+        fits, most = self.batch <= self.sentences, self.sentences
+        need(fits, f"batch must be at most sentences, {most}, got {self.batch}")
+        if self.dtype == "bfloat16" and tuning not in ("lora", "cores"):
+            need(
+                self.smoothing >= 1e-3 or estimator == "first-order",
+                f"smoothing must be >= 1e-3 for {tuning} in bfloat16, which rounds"
+                f" smaller perturbations away, got {self.smoothing}",
+            )
+        fits = self.objective != "accuracy" or estimator != "first-order"
+        need(fits, "objective accuracy has no gradient: not first-order")
+        least = 1 + (estimator in ("mean", "leave-one-out", "dap"))
+        if self.sampler == "simplex":
+            least = 4 if estimator == "dap" else 2  # each of dap's stages needs two
+            fits = k.bit_count() == 1
+            need(fits, f"directions must be a power of 2 for simplex, got {k}")
+            fits = estimator != "leave-one-out"
+            need(fits, "estimator must be mean for simplex: directions sum to zero")
+        need(k >= least, f"directions must be >= {least} for {estimator}, got {k}")
+        fits = tuning != "all" or self.dtype != "int8"
+        need(fits, "tuning all needs floats, not int8: tune scales there")
+        fits = tuning != "scales" or self.dtype == "int8"
+        need(fits, f"tuning scales needs dtype int8, got {self.dtype!r}")
+        need(
+            tuning not in LAZY or self.sampler in ("gaussian", "rademacher"),
+            "sampler must be gaussian or rademacher, drawn layer by layer, for tuning"
+            f" {tuning}, got {self.sampler!r}",
+        )
         return self
 
 
@@ -195,40 +185,50 @@ def default(name: str) -> Any:
     return Recipe.model_fields[name].default
 
 
-_LORA = {"top": 16, "matrices": "qk", "freeze_a": True, "after_text": True}
-_LORA |= {"calibrate": True, "learning_rate": 0.2, "batch": 32}
-_CORES = {"tuning": "cores", "top": 16, "matrices": "ogud", "rank": 16}
-_CORES |= {"predicting": True, "after_text": True, "calibrate": True, "head": "after"}
-_CORES |= {"smoothing": 1e-2, "learning_rate": 0.03, "batch": 64, "sentences": 4096}
-_PROMPT = {"tuning": "prompt", "after_text": True, "calibrate": True, "steps": 300}
-_PROMPT |= {"learning_rate": 4e-3, "batch": 8, "sentences": 1024}
+_CORES = Recipe(
+    tuning="cores",
+    top=16,
+    matrices="ogud",
+    rank=16,
+    predicting=True,
+    after_text=True,
+    calibrate=True,
+    head="after",
+    smoothing=1e-2,
+    learning_rate=0.03,
+    batch=64,
+    sentences=4096,
+    steps=600,
+)
+_AFTER_TEXT = Recipe(after_text=True, calibrate=True, sentences=4096)
 _PAPER = {"sampler": "gaussian", "schedule": "constant", "clip": 0.0, "longest": 64}
 _PAPER |= {"sentences": 1000, "steps": 20_000}
 _ZOAR = {"estimator": "zoar", "history": 15, "smoothing": 1e-2, "learning_rate": 5e-5}
-_DAP = {"tuning": "prompt", "estimator": "dap", "directions": 2, "smoothing": 1e-5}
+_DAP = {"estimator": "dap", "directions": 2, "smoothing": 1e-5, "learning_rate": 1e-4}
 _ADAM = {"estimator": "first-order", "optimizer": "adam", "learning_rate": 1e-3}
-_SMALL = {"matrices": "od", "rank": 4, "steps": 50, "batch": 32, "sentences": 512}
+_LORA = {"top": 16, "matrices": "qk", "freeze_a": True, "learning_rate": 0.2}
+_PROMPT = {"tuning": "prompt", "learning_rate": 4e-3, "batch": 8, "sentences": 1024}
 
 PRESETS: dict[str, tuple[str, Recipe]] = {
     "quick": (
         "cores-zo in three minutes, with an eighth of its sentences: expect some 83% on"
         " the test sentences, 13 points above calibrated zero-shot",
-        Recipe(**_CORES | _SMALL),
+        _CORES.replace(matrices="od", rank=4, steps=50, batch=32, sentences=512),
     ),
     "cores-zo": (
         "1 x 16 cores in the last 16 layers, between what predicts the label and"
         " principal directions, at the words after the text; then a regression on the"
         " states that they lead to; forward passes only",
-        Recipe(**_CORES, steps=600),
+        _CORES,
     ),
     "lora-zo": (
         "LoRA on queries and keys of the last 16 layers, at the words after the text,"
         " forward passes only",
-        Recipe(**_LORA, steps=2000, sentences=4096),
+        _AFTER_TEXT.replace(**_LORA, batch=32, steps=2000),
     ),
     "prompt-zo": (
         "10 virtual tokens after the text, forward passes only",
-        Recipe(**_PROMPT),
+        _AFTER_TEXT.replace(**_PROMPT, steps=300),
     ),
     "full-zo": (
         "all parameters at the memory of a forward pass",
@@ -240,11 +240,11 @@ PRESETS: dict[str, tuple[str, Recipe]] = {
     ),
     "zoar-paper": (
         "the ZoAR paper's settings (OPT-1.3B, SST-2, LoRA)",
-        Recipe(**_PAPER | _ZOAR),
+        Recipe(**_PAPER, **_ZOAR),
     ),
     "dap-paper": (
         "the DAP paper's settings (OPT-1.3B, SST-2, prompt tuning)",
-        Recipe(**_PAPER | _DAP, learning_rate=1e-4),
+        Recipe(**_PAPER, **_DAP, tuning="prompt"),
     ),
 }
 

@@ -34,15 +34,6 @@ class Run(NamedTuple):
     curve: tuple[dict[str, Any], ...] = ()  # a row for each validation
 
 
-class Progress(NamedTuple):
-    """What is shown while a run goes on."""
-
-    step: int
-    loss: float  # mean since the last validation, at the perturbed points
-    accuracy: float  # of the last validation
-    tokens_per_second: float  # through the model in forward passes
-
-
 def tuned_part(recipe: Recipe) -> str:
     """Its name in the params."""
     return "model" if recipe.tuning == "all" else "adapter"
@@ -143,25 +134,19 @@ def train(
     run: Run,
     *,
     every: int = 50,
-    tick: Callable[[Progress], None] = lambda progress: None,
+    tick: Callable[[Run], None] = lambda run: None,
     keep: Callable[[Run], None] = lambda run: None,
 ) -> Run:
     """Runs the remaining steps.
 
-    Args:
-      recipe: its settings.
-      problem: made from that recipe; with tuning "all" its params are used up.
-      run: where to go on.
-      every: steps between validations.
-      tick: is called after each step.
-      keep: is given the run now and then, and when it is interrupted: then a
-        KeyboardInterrupt follows.
+    With tuning "all" the problem's params are used up. Every so many steps it is
+    validated; ``tick`` is called after each step, ``keep`` now and then, and before a
+    KeyboardInterrupt.
     """
     name = tuned_part(recipe)
     frozen = {part: x for part, x in problem.params.items() if part != name}
     step_fn = jax.jit(make_step(recipe, problem)[1], donate_argnums=(0, 1))
     number, passes = len(problem.train.labels), queries(recipe)
-    tokens = passes * recipe.batch * problem.train.inputs.shape[1]
     kept = time.perf_counter()
     began = kept - run.seconds
 
@@ -183,16 +168,13 @@ def train(
         if not run.curve:
             run = validated(run)
         while run.step < recipe.steps:
-            stepped = time.perf_counter()
             batch = problem.train.take(batch_rows(recipe, number, run.step))
             tuned, opt_state, value = step_fn(run.tuned, run.opt_state, frozen, batch)
-            losses = (*run.losses, float(value))
-            now = time.perf_counter()
-            run = Run(tuned, opt_state, run.step + 1, losses, now - began, run.curve)
+            losses, seconds = (*run.losses, float(value)), time.perf_counter() - began
+            run = Run(tuned, opt_state, run.step + 1, losses, seconds, run.curve)
             if run.step % every == 0 or run.step == recipe.steps:
                 run = validated(run)
-            accuracy, speed = run.curve[-1]["accuracy"], tokens / (now - stepped)
-            tick(Progress(run.step, float(np.mean(losses)), accuracy, speed))
+            tick(run)
             if interrupted.is_set() or time.perf_counter() - kept > KEEP_EVERY:
                 keep(run)
                 kept = time.perf_counter()
@@ -221,21 +203,15 @@ def train_and_test(
 ) -> tuple[Run, Score]:
     """Trains from the start to the end, and scores what came out on the test sentences.
 
-    Args:
-      recipe: its settings.
-      problem: made from that recipe; with tuning "all" its params are used up.
-      tick: is called with the share of the steps that is done.
-      every: steps between validations; by default the start and the end are validated.
-
-    Returns:
-      (The finished run, its score, with a last head if the recipe has one.)
+    ``tick`` is called with the share of the steps that is done. Returns the finished
+    run, and its score with a last head if the recipe has one.
     """
     run = train(
         recipe,
         problem,
         start(recipe, problem),
         every=every or recipe.steps,
-        tick=lambda progress: tick(progress.step / recipe.steps),
+        tick=lambda run: tick(run.step / recipe.steps),
     )
     last = with_last_head(recipe, problem, run)
     params = problem.params | {tuned_part(recipe): last.tuned}
