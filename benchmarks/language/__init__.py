@@ -6,7 +6,7 @@
 
 import importlib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
@@ -34,9 +34,18 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     if kind is bool:
         both = f"{flag}/--no-{flag.removeprefix('--')}"
         return click.Option([both], default=None, help=field.description)
-    choices = get_args(kind)
-    kind = click.Choice(choices) if choices else kind
+    if get_origin(kind) is Literal:
+        kind = click.Choice(get_args(kind))
+    elif kind not in (int, float):
+        kind = _number_or_name
     return click.Option([flag], type=kind, help=field.description)
+
+
+def _number_or_name(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _action(name: str, help: str, *options: click.Parameter) -> click.Command:

@@ -22,6 +22,7 @@ from benchmarks.language.tasks import LABELS, Sentence, encode
 
 VALIDATIONS = 12  # about so many a run
 FILES = ("curve.csv", "curve.png", "adapter.safetensors", "result.json")
+RATE = "learning_rate.json"
 
 
 def setup(cache: Path | None) -> None:
@@ -46,7 +47,7 @@ def train(
 ) -> None:
     """Fine-tunes, validates as it goes, tests at the end."""
     chosen = recipe.chosen(preset, config, options)
-    source, where = Source(model, task, data, cache), output
+    source = Source(model, task, data, cache)
     where = output or Path("results/language") / preset
     about = {"model": model, "task": task, "data": data and str(data)}
     settings = chosen.model_dump() | about | {"zojax": zojax.__version__}
@@ -58,8 +59,10 @@ def train(
     say(f"{preset}: {what}." if plain else f"{preset}, with other settings.")
     with Progress(console=console) as bars:
         ready = _ready(chosen, source, bars)
+    folder.begin(where, settings, [*FILES, RATE, "checkpoints"], resume)
+    if chosen.learning_rate == "auto":
+        chosen = _with_rate(chosen, ready, where / RATE, say)
     run = training.start(chosen, ready)
-    folder.begin(where, settings, [*FILES, "checkpoints"], resume)
     floors = problem.floors(ready)
     if resume:
         run = training.restore(where / "checkpoints", run)
@@ -99,6 +102,27 @@ def _ready(chosen: Recipe, source: Source, bars: Progress) -> problem.Problem:
     bar = bars.add_task("frozen layers, once", visible=False)
     show = lambda share: bars.update(bar, completed=100 * share, visible=True)
     return problem.make(chosen, model, splits, show)
+
+
+def _with_rate(
+    chosen: Recipe, ready: problem.Problem, path: Path, say: Callable[[str], None]
+) -> Recipe:
+    """The recipe with a learning rate that is found, or was by the run that goes on."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return chosen.replace(learning_rate=kept["learning_rate"])
+    except (OSError, ValueError, KeyError, TypeError, UsageError):
+        say("Looking for a learning rate.")
+    found = training.suggest_rate(chosen, ready)
+    rate, error = found.learning_rate, found.learning_rate_error
+    if rate is None or not 2 * error < rate < np.inf:
+        raise UsageError(
+            f"learning_rate auto found {rate} +- {error}, which says nothing: give one,"
+            " or a larger batch"
+        )
+    folder.save(path, json.dumps({"learning_rate": rate, "error": error}, indent=2))
+    say(f"Learning rate {rate:.3g} +- {error:.1g}.")
+    return chosen.replace(learning_rate=rate)
 
 
 def _steps(
@@ -149,6 +173,7 @@ def _finish(
         "accuracy": score.accuracy,
         "cross_entropy": score.cross_entropy,
         "floors": floors._asdict(),
+        "learning_rate": chosen.learning_rate,
         "seconds": run.seconds,
         "forward_passes": passes,
     }

@@ -143,10 +143,11 @@ def _states(
 
 
 def _tuned(params: dict[str, Any]) -> Params:
-    """The model with the scales of an adapter that has some."""
+    """The model with the scales and norms of an adapter that has some."""
     model, adapter = params["model"], params["adapter"]
-    scales = adapter.get("scales")
-    return model if scales is None else quantized.with_floats(model, scales)
+    if "scales" in adapter:
+        model = quantized.with_floats(model, adapter["scales"])
+    return tuning.with_norms(model, adapter)
 
 
 def _answers(
@@ -388,6 +389,8 @@ def make(
         adapter = _cores(recipe, config, params, batches[0], words)
     else:
         adapter = start_adapter(recipe, config, params, virtual)
+    if recipe.norms:
+        adapter |= tuning.norms(params)
     if recipe.head == "before":
         read = states_of(config, params, adapter, batches[0])
         adapter["head"] = head.fit(*read, train.labels, bottom)
@@ -423,6 +426,7 @@ def start_adapter(
         "all": lambda: {},
         "scales": lambda: {"scales": quantized.floats(params)},
         "lora": lambda: tuning.lora(params, recipe.rank, key, names),
+        "norms": lambda: tuning.norms(params),
         "prompt": lambda: tuning.soft_prompt(params, virtual),
         "prefix": lambda: tuning.prefix(config, params, virtual),
     }[recipe.tuning]()

@@ -14,13 +14,20 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
+import zojax
 from benchmarks import UsageError
 from benchmarks.language import head
 from benchmarks.language.problem import Batch, Problem, Score, evaluate, loss, states_of
-from benchmarks.language.recipe import Recipe, optimizer, queries
+from benchmarks.language.recipe import (
+    SAMPLERS,
+    Recipe,
+    batch_at,
+    optimizer,
+    queries,
+)
 from benchmarks.memory.programs import total_bytes
 
-KEEP_EVERY = 30.0  # seconds between checkpoints
+REPEATS = 16  # estimates that a learning rate is found along
 
 
 class Run(NamedTuple):
@@ -103,9 +110,38 @@ def start(recipe: Recipe, problem: Problem) -> Run:
 
 def batch_rows(recipe: Recipe, number: int, step: int) -> np.ndarray:
     """The sentences of a step, i[batch]: epochs in an order that the seed names."""
-    epoch, i = divmod(step, number // recipe.batch)
-    order = np.random.default_rng([recipe.seed, epoch]).permutation(number)
-    return order[i * recipe.batch : (i + 1) * recipe.batch]
+    size, late = batch_at(recipe, step), ()
+    if size != recipe.batch:  # epochs of their own
+        step, late = step - -(-recipe.steps // 2), (1,)
+    epoch, i = divmod(step, number // size)
+    order = np.random.default_rng([recipe.seed, epoch, *late]).permutation(number)
+    return order[i * size : (i + 1) * size]
+
+
+def suggest_rate(recipe: Recipe, problem: Problem) -> zojax.Diagnosis:
+    """What :func:`zojax.diagnose` says of the start; each direction has its batch."""
+    part = tuned_part(recipe)
+    frozen = {name: leaf for name, leaf in problem.params.items() if name != part}
+    objective = loss(problem.config, problem.words, recipe.objective)
+    at = jax.jit(lambda x, frozen, batch: objective({**frozen, part: x}, batch))
+
+    def value_fn(tuned, query_key):
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(query_key)))
+        rows = rng.permutation(len(problem.train.labels))[: recipe.batch]
+        return at(tuned, frozen, problem.train.take(rows))
+
+    tuned = problem.params[part]
+    flags = jax.tree.broadcast(problem.trainable[part], tuned)
+    return zojax.diagnose(
+        value_fn,
+        tuned,
+        recipe.smoothing,
+        recipe.directions,
+        key=jax.random.fold_in(jax.random.key(recipe.seed), 3),
+        sampler=zojax.perturbations.restrict(SAMPLERS[recipe.sampler](), flags),
+        num_repeats=REPEATS,
+        num_smoothings=0,
+    )
 
 
 @contextmanager
@@ -140,15 +176,14 @@ def train(
     """Runs the remaining steps.
 
     With tuning "all" the problem's params are used up. Every so many steps it is
-    validated; ``tick`` is called after each step, ``keep`` now and then, and before a
-    KeyboardInterrupt.
+    validated and given to ``keep``, as before a KeyboardInterrupt; ``tick`` is called
+    after each step.
     """
     name = tuned_part(recipe)
     frozen = {part: x for part, x in problem.params.items() if part != name}
     step_fn = jax.jit(make_step(recipe, problem)[1], donate_argnums=(0, 1))
     number, passes = len(problem.train.labels), queries(recipe)
-    kept = time.perf_counter()
-    began = kept - run.seconds
+    began = time.perf_counter() - run.seconds
 
     def validated(run: Run) -> Run:
         params = {**frozen, name: run.tuned}
@@ -175,12 +210,10 @@ def train(
             if run.step % every == 0 or run.step == recipe.steps:
                 run = validated(run)
             tick(run)
-            if interrupted.is_set() or time.perf_counter() - kept > KEEP_EVERY:
+            if interrupted.is_set() or not run.losses:
                 keep(run)
-                kept = time.perf_counter()
             if interrupted.is_set():
                 raise KeyboardInterrupt
-    keep(run)
     return run
 
 

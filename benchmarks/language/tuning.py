@@ -75,6 +75,21 @@ def lora_of_cores(adapter: Adapter) -> Adapter:
     return {**adapter, "lora": lora}
 
 
+def norms(params: Params) -> Adapter:
+    """What the scales of the layers' norms change by, relative to them: f32[L, D]."""
+    layers = params["layers"].items()
+    changes = {name: jnp.zeros(x.shape) for name, x in layers if name.endswith("_norm")}
+    return {"norms": changes}
+
+
+def with_norms(params: Params, adapter: Adapter) -> Params:
+    """The model with the scales of an adapter's norms, where it has some."""
+    layers = dict(params["layers"])
+    for name, change in adapter.get("norms", {}).items():
+        layers[name] = layers[name] * (1 + change).astype(layers[name].dtype)
+    return {**params, "layers": layers}
+
+
 def prefix(config: Config, params: Params, tokens: jax.Array) -> Adapter:
     """Keys and values before each layer's own, f32[L, S, kv_heads, head_size].
 
