@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +104,7 @@ def _ready(chosen: Recipe, source: Source, bars: Progress) -> problem.Problem:
     return problem.make(chosen, model, splits, show)
 
 
-def _with_rate(
-    chosen: Recipe, ready: problem.Problem, path: Path, say: Callable[[str], None]
-) -> Recipe:
+def _with_rate(chosen, ready, path, say):
     """The recipe with a learning rate that is found, or was by the run that goes on."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
@@ -125,14 +123,7 @@ def _with_rate(
     return chosen.replace(learning_rate=rate)
 
 
-def _steps(
-    chosen: Recipe,
-    ready: problem.Problem,
-    run: training.Run,
-    bars: Progress,
-    keep: Callable[[training.Run], None],
-    say: Callable[[str], None],
-) -> training.Run:
+def _steps(chosen, ready, run, bars, keep, say):
     """All steps, shown as they go."""
     bar = bars.add_task("training", total=chosen.steps, completed=run.step)
     every = max(1, chosen.steps // VALIDATIONS)
@@ -155,15 +146,7 @@ def _write_curve(where: Path, run: training.Run) -> None:
     folder.save(where / "curve.csv", pd.DataFrame(run.curve).to_csv(index=False))
 
 
-def _finish(
-    chosen: Recipe,
-    source: Source,
-    ready: problem.Problem,
-    run: training.Run,
-    floors: problem.Floors,
-    where: Path,
-    say: Callable[[str], None],
-) -> None:
+def _finish(chosen, source, ready, run, floors, where, say):
     """Tests, and writes the files."""
     run = training.with_last_head(chosen, ready, run)
     params = ready.params | {training.tuned_part(chosen): run.tuned}

@@ -44,13 +44,7 @@ CONTROL = 3  # a token type of GGUF
 Tensors = Mapping[str, Callable[[], Any]]  # name -> reads it
 
 
-def _build(
-    tensors: Tensors,
-    layers: int,
-    parts: Mapping[str, str],
-    top: Mapping[str, str],
-    dtype: Any,
-) -> Params:
+def _build(tensors, layers, parts, top, dtype):
     """Stacks layers; what must be there and is not raises a UsageError."""
 
     def read(name):

@@ -38,21 +38,11 @@ def generate(
     *,
     shared: jax.Array | None = None,
 ) -> jax.Array:
-    """Continues prompts, each token the most likely one.
+    """Continues prompts i32[B, T] by N tokens, each the most likely one: i32[B, N].
 
-    Prompts i32[B, T], padded on the right, run once; each further token runs alone,
-    beside the keys and values that every layer kept of what came before it.
-
-    Args:
-      config: of the model.
-      params: of the model.
-      tokens: the prompts.
-      last: i32[B], index of each prompt's last token.
-      number: N >= 1, tokens to generate; static. What ends a text is up to its reader.
-      shared: i32[S], what all prompts begin with, examples for instance, or None.
-
-    Returns:
-      i32[B, N].
+    Prompts are padded on the right, ``last`` i32[B] is the index of each one's last
+    token. They run once; each further token runs alone, beside the keys and values that
+    every layer kept of what came before it. All may begin with ``shared`` i32[S].
     """
     batch, rows = len(last), jnp.arange(len(last))
     before = None if shared is None else _begin(config, params, shared, batch)

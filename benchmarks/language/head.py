@@ -60,13 +60,7 @@ def ridge(parts: Sequence[np.ndarray], targets: np.ndarray) -> Slopes:
     return _fitted(Ridge(), {"alpha": RIDGES}, scoring, parts, targets)
 
 
-def _fitted(
-    model: Any,
-    grid: dict[str, Sequence[float]],
-    scoring: str,
-    parts: Sequence[np.ndarray],
-    targets: np.ndarray,
-) -> Slopes:
+def _fitted(model, grid, scoring, parts, targets):
     """On standardised states; the penalty by cross-validation."""
     from sklearn.model_selection import GridSearchCV
 
@@ -87,18 +81,10 @@ def fit(
     bottom: int = 0,
     regress: Callable[..., Slopes] = regression,
 ) -> Head:
-    """Fits the head of a model.
+    """Fits the head of a model: {"layers": f32[L, D], "final": f32[D], "bias": f32[]}.
 
-    Args:
-      states: f[L, N, D], after each of the layers above the bottom ones.
-      final: f[N, D], what logits are made of; read in place of the last of states.
-      labels: i[N], 0 or 1; with ridge f[N].
-      bottom: layers below those.
-      regress: regression or ridge.
-
-    Returns:
-      {"layers": f32[L, D], "final": f32[D], "bias": f32[]}; layers that are not read
-      have zeros.
+    It reads states f[L, N, D] after some of the layers above the bottom ones, where
+    others have zeros, and the final ones f[N, D], what logits are made of.
     """
     number = len(states)
     at = [depth - bottom - 1 for depth in read_depths(number + bottom, bottom)][:-1]

@@ -129,9 +129,7 @@ def load_splits(source: Source) -> tasks.Splits:
 # -- what a model answers --------------------------------------------------------------
 
 
-def _states(
-    config: Config, params: dict[str, Any], batch: Batch
-) -> tuple[jax.Array, jax.Array]:
+def _states(config, params, batch):
     """The last token's states: f[L, B, D] after layers, f[B, D] before the logits."""
     model, adapter = _tuned(params), tuning.lora_of_cores(params["adapter"])
     x, text, last = batch.inputs, batch.text, batch.last
@@ -150,9 +148,7 @@ def _tuned(params: dict[str, Any]) -> Params:
     return tuning.with_norms(model, adapter)
 
 
-def _answers(
-    config: Config, params: dict[str, Any], batch: Batch, words: jax.Array
-) -> jax.Array:
+def _answers(config, params, batch, words):
     """Logits f32[B, 2] of the label words after each sentence, or of a head."""
     states, final = _states(config, params, batch)
     adapter = params["adapter"]
@@ -403,9 +399,7 @@ def make(
     return Problem(config, parts, *masks, words, *batches, bottom=bottom)
 
 
-def _cores(
-    recipe: Recipe, config: Config, params: Params, batch: Batch, words: np.ndarray
-) -> Adapter:
+def _cores(recipe, config, params, batch, words):
     """Cores between directions of training sentences, each of them run once more."""
     some = batch.take(PREDICTING if recipe.predicting else CALIBRATION)
     some = jax.tree.map(jnp.asarray, some)

@@ -310,9 +310,7 @@ def queries(recipe: Recipe) -> int:
     return ESTIMATORS[recipe.estimator](recipe.directions)
 
 
-def _estimator(
-    recipe: Recipe, sampler: zojax.Sampler, key: jax.Array
-) -> optax.GradientTransformationExtraArgs:
+def _estimator(recipe, sampler, key):
     mu, k, lazy = recipe.smoothing, recipe.directions, recipe.tuning in LAZY
     # Adapters are small: both sides of a direction are asked together. Of a whole model
     # one perturbed layer is drawn at a time, and the sides take turns.
@@ -335,12 +333,8 @@ def optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the optax chain: estimator, clipping, optimizer.
 
-    Args:
-      recipe: its settings; with a first-order one the chain takes gradients.
-      params: what is tuned.
-      trainable: pytree prefix of bools; the others are frozen.
-      stacked: leaves whose perturbation is drawn slice by slice (where LAZY).
-      key: of the directions.
+    What is not trainable, by a pytree prefix of bools, is frozen. Where tuning is LAZY,
+    stacked leaves are perturbed slice by slice. A first-order chain takes gradients.
     """
     flags = jax.tree.broadcast(trainable, params)
     leaves = zip(jax.tree.leaves(params), jax.tree.leaves(flags), strict=True)

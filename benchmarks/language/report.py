@@ -26,12 +26,9 @@ def curve_figure(
 ) -> Figure:
     """Accuracy and cross-entropy on validation sentences against forward passes.
 
-    Args:
-      curves: frames with columns passes, accuracy, cross_entropy, by label; rows of one
-        number of passes are seeds. A dot is what they have on the test sentences at the
-        end, where columns test_... say so.
-      floors: of the untuned model.
-      marks: accuracy and cross_entropy of what has no curve, by label: on test.
+    Rows of one curve with the same passes are seeds. A dot is what a curve has on the
+    test sentences at the end, where columns test_... say so; marks are scores there of
+    what has no curve.
     """
     frame = pd.concat(curves, names=["run", None]).reset_index("run")
     frame = frame.melt([*{"run", "passes", *frame} - {*MEASURES}], MEASURES, "measure")

@@ -70,14 +70,7 @@ def _rotate(config: Config, x: jax.Array, positions: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
-def _attention(
-    config: Config,
-    layer: Params,
-    x: jax.Array,
-    lora: Adapter,
-    before: Adapter,
-    start: jax.Array,
-) -> tuple[jax.Array, Adapter]:
+def _attention(config, layer, x, lora, before, start):
     """Attends to what is before x, {} or {"k", "v"} f[(B,) S, ...], and to x itself.
 
     ``start``, i32[] or i32[B], is how many of the S count, and the first position of x.
@@ -119,9 +112,7 @@ def _mlp(layer: Params, x: jax.Array, lora: Adapter) -> jax.Array:
     return _linear(layer, "down", up, lora)
 
 
-def _block(
-    config: Config, layer: Params, x: jax.Array, lora: Adapter, *before: Any
-) -> tuple[jax.Array, Adapter]:
+def _block(config, layer, x, lora, *before):
     norm = lambda name, y: _norm(config, layer, name, y)
     attention = lambda y: _attention(config, layer, y, lora, *before)
     if config.pre_norm:

@@ -41,16 +41,9 @@ def cores(
 ) -> Adapter:
     """Small cores between principal directions: W + A R B^T, R zero.
 
-    Args:
-      function: params -> anything, which runs the sentences that the directions are of.
-      params: of the model; int8 matrices are searched as floats.
-      rank: r.
-      names: which matrices of the layers.
-      labels: f[B]; the one input direction predicts them. None: r principal ones.
-
-    Returns:
-      {"cores": {name: f32[L, s, r]}, "bases": {name: {"a": f32[L, inputs, s],
-      "b": f32[L, outputs, r]}}}, s being 1 with labels and r without.
+    R is [L, s, rank] for each matrix that is named; s is rank, or with labels f[B] 1:
+    the input direction that predicts them. ``function`` of params runs the sentences
+    that the directions are of; int8 matrices are searched as floats.
     """
     layers = params["layers"]
     floats = {name: dequantize(layers[name]) for name in names}
