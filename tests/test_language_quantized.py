@@ -223,7 +223,7 @@ def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys):
         ),
         (
             {"tuning": "scales", "dtype": "int8", "after_text": True},
-            "after_text needs tuning lora or cores or prompt",
+            "after_text needs tuning lora or cores or norms or prompt",
         ),
         ({"tuning": "scales", "dtype": "int8", "top": 2}, "top needs tuning lora"),
     ],
