@@ -45,6 +45,7 @@ def curve_figure(
                 on_test = curve[f"test_{measure}"].mean()
                 axes.plot(curve["passes"].max(), on_test, "o", color=colour)
     out.axes[0].legend(frameon=False, fontsize=8)
+    out.legends.clear()  # seaborn's, which lacks the levels
     return out
 
 
