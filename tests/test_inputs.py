@@ -12,6 +12,7 @@ from registry import ESTIMATORS
 from test_common import build, incoming, quick_jit
 
 import zojax
+from zojax import _docs as docs
 from zojax.perturbations import (
     aligned,
     gaussian,
@@ -537,3 +538,105 @@ def test_from_rows_checks_its_functions():
     for options, words in (({"check": 3}, "check must be"), ({"design": 1}, "design")):
         with pytest.raises(ValueError, match=words):
             zojax.perturbations.from_rows(row, **options)
+
+
+# -- errors that end with where the docs answer ----------------------------------------
+
+ESTIMATOR = zojax.zoar(0.1, 2, key=0)
+
+
+def stepped(f=value_fn, opt=ESTIMATOR, params=X, state=None, **extra_args):
+    state = opt.init(params) if state is None else state
+    return opt.update(None, state, params, value_fn=f, **extra_args)
+
+
+def without_extra_args():
+    """A wrapper that hands nothing on, as a chain then does."""
+    call = lambda updates, state, params=None: ESTIMATOR.update(updates, state, params)
+    opt = optax.chain(optax.GradientTransformation(ESTIMATOR.init, call))
+    return stepped(opt=opt)
+
+
+MISTAKES = {
+    "numpy in value_fn": (
+        lambda: jax.jit(lambda x: stepped(lambda x: float(np.sum(x)), params=x))(X),
+        docs.EXTERNAL,
+    ),
+    "masked leaves": (
+        lambda: stepped(
+            sum_of_squares,
+            optax.masked(ESTIMATOR, {"w": True, "b": False}),
+            {"w": X, "b": X},
+        ),
+        docs.FROZEN,
+    ),
+    "integer leaves": (lambda: ESTIMATOR.init({"n": jnp.arange(3)}), docs.FROZEN),
+    "a model of equinox": (
+        lambda: ESTIMATOR.init(eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0))),
+        docs.EQUINOX,
+    ),
+    "keys among params": (lambda: ESTIMATOR.init([jax.random.key(0)]), docs.NNX),
+    "*args": (lambda: stepped(wrapper), docs.EXTRA_ARGS),
+    "data that was not given": (lambda: stepped(lambda x, y: y), docs.EXTRA_ARGS),
+    "an argument called value": (lambda: stepped(lambda x, value: x), docs.EXTRA_ARGS),
+    "a trainer without value_fn": (
+        lambda: ESTIMATOR.update(X, ESTIMATOR.init(X), X),
+        docs.EXTRA_ARGS,
+    ),
+    "a wrapper without extra args": (without_extra_args, docs.EXTRA_ARGS),
+    "a state of other settings": (
+        lambda: stepped(state=zojax.zoar(0.1, 3, key=0).init(X)),
+        docs.RESUMING,
+    ),
+    "several keys": (
+        lambda: zojax.zoar(0.1, 2, key=jax.random.split(jax.random.key(0))),
+        docs.MANY_RUNS,
+    ),
+    "a schedule in place of a number": (
+        lambda: zojax.spall_gains(optax.constant_schedule(0.1), 0.1),
+        docs.NUMBERS,
+    ),
+    "optax.inject_hyperparams": (
+        lambda: optax.inject_hyperparams(zojax.zoar)(0.1, num_directions=2, key=0).init(
+            X
+        ),
+        docs.NUMBERS,
+    ),
+    "a replayed guide of plain samplers": (
+        lambda: zojax.dap(0.1, 4, key=0, storage="replay"),
+        docs.REPLAYED,
+    ),
+    "a lazy base": (
+        lambda: zojax.dap(0.1, 4, key=0, base=lazy(rademacher())),
+        docs.REPLAYED,
+    ),
+    "an axis that is not there": (
+        lambda: stepped(opt=zojax.zoar(0.1, 2, key=0, axis_name="rows")),
+        docs.MESH,
+    ),
+    "a limit that nothing keeps": (
+        lambda: zojax.external.measuring(float, timeout=1.0),
+        docs.TIME_LIMITS,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_an_error_ends_with_where_the_docs_answer(mistake):
+    make, place = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=r"see .* in the docs \(\w+\)") as error:
+        make()
+    assert str(error.value).endswith(str(place))
+
+
+def test_a_lazy_leaf_taken_for_an_array_says_where_to_read():
+    opt = zojax.zoar(0.1, 2, key=0, sampler=lazy(rademacher()))
+    with pytest.raises(TypeError) as error:
+        stepped(lambda x: jnp.sum(2 * x), opt)
+    assert str(error.value).endswith(str(docs.LAZY))
+
+
+def test_a_warning_ends_with_where_to_read():
+    x = jnp.ones(64, jnp.bfloat16)
+    with pytest.warns(UserWarning, match=r"is too small here: .*\(choosing\)$"):
+        zojax.check_smoothing(x, 1e-3, key=0)

@@ -10,19 +10,20 @@ import pytest
 import zojax
 
 ROOT = Path(zojax.__file__).parent
-BASE = {"_checks", "_keys", "_loops", "_numerics"}
+BASE = {"_checks", "_docs", "_keys", "_loops", "_numerics"}
 ASKING = {"_directions", "_evaluation", "_mesh_axis", "_objective"}
 # Each room: the rooms it may import from, and the packages.
 ALLOWED = {
-    "_keys": (set(), {"jax", "numpy"}),
+    "_docs": (set(), set()),
+    "_keys": ({"_docs"}, {"jax", "numpy"}),
     "_numerics": ({"_checks"}, {"jax", "numpy"}),
     "_loops": ({"_numerics"}, {"jax", "numpy"}),
-    "_checks": (set(), {"jax", "numpy"}),
+    "_checks": ({"_docs"}, {"jax", "numpy"}),
     "weights": (set(), {"jax"}),
     "_radazo": (BASE, {"jax", "optax"}),
     "perturbations": (BASE, {"jax", "numpy"}),
-    "_objective": ({"_checks", "_numerics"}, {"jax", "optax"}),
-    "_mesh_axis": ({"_numerics"}, {"jax"}),
+    "_objective": ({"_checks", "_docs", "_numerics"}, {"jax", "optax"}),
+    "_mesh_axis": ({"_docs", "_numerics"}, {"jax"}),
     "_directions": (
         BASE | {"_mesh_axis", "_objective", "perturbations"},
         {"jax"},
@@ -49,7 +50,7 @@ ALLOWED = {
     "_iterates": (BASE | {"_objective"}, {"jax", "optax"}),
     "shaping": ({"_checks", "_estimators"}, {"jax"}),
     "external": (
-        {"_checks", "_estimators", "_numerics", "_objective"},
+        {"_checks", "_docs", "_estimators", "_numerics", "_objective"},
         {"jax", "numpy", "optax"},
     ),
     "cores": ({"_checks", "_numerics", "_objective", "perturbations"}, {"jax"}),

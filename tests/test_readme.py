@@ -16,6 +16,7 @@ import optax
 import pytest
 
 import zojax
+from zojax import _docs as docs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -119,6 +120,93 @@ def test_devices_example():
     assert loss(names["params"], *names["batch"]) < after
 
 
+def run_page(page, folder, monkeypatch):
+    """What the examples of a page, one after the other, leave behind."""
+    monkeypatch.chdir(folder)
+    names = {}
+    for example in examples(f"notebooks/{page}"):
+        exec(compile(example, page, "exec"), names)
+    return names
+
+
+def test_frameworks_examples(tmp_path, monkeypatch, capsys):
+    """Each framework's model is fitted, and holds what was found."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    names = run_page("frameworks.md", tmp_path, monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    falls = [[float(word) for word in line.split(" to ")] for line in lines]
+    assert len(falls) == 4
+    assert all(after < before / 2 for before, after in falls)
+    x, y = names["x"], names["y"]
+    outputs = {
+        0: names["model"](x)[:, 0],
+        2: jax.vmap(names["mlp"])(x),
+        3: names["network"](x)[:, 0],
+    }
+    for n, out in outputs.items():
+        assert abs(float(jnp.mean((out - y) ** 2)) - falls[n][1]) < 0.01
+
+
+def test_errors_that_the_frameworks_page_spares(monkeypatch):
+    """A model in the place of its params, and variables in the place of arrays."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    nnx = pytest.importorskip("flax.nnx")
+    keras = pytest.importorskip("keras")
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    tx = zojax.two_point(0.1, 2, key=0)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    loss = lambda model, x: jnp.sum(model(x))
+    with pytest.raises(TypeError, match="not callable") as raised:
+        optimizer.update(model, None, value_fn=loss, x=jnp.ones(2))
+    assert any("put it together" in note for note in raised.value.__notes__)
+    with pytest.raises(ValueError, match=r"params\[0\] must be an array.*its \.value"):
+        tx.init([keras.Variable(jnp.ones(3))])
+
+
+def test_checkpoints_examples(tmp_path, monkeypatch, capsys):
+    """Resumed runs are equal to the bit; bfloat16 survives; the key is the state's."""
+    names = run_page("checkpoints.md", tmp_path, monkeypatch)
+    assert capsys.readouterr().out.split() == ["True", "True"]
+    loss, batch, (params, state) = names["loss"], jnp.ones(20), names["run"]
+    other = zojax.zoar(0.05, 8, key=5, history_size=4)
+    updates = [
+        opt.update(None, state[0], params, value_fn=loss, batch=batch)[0]["w"]
+        for opt in (names["first"], other)
+    ]
+    assert jnp.array_equal(*updates)
+    half = {"a": jnp.arange(3, dtype=jnp.bfloat16), "b": jnp.bfloat16(0.1)}
+    names["save"]("half.npz", 7, half)
+    n, back = names["load"]("half.npz", half)
+    assert n == 7
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), half, back))
+
+
+def test_rewards_example(tmp_path, monkeypatch):
+    """A draw that never changes is learnt by heart."""
+    names = run_page("rewards.md", tmp_path, monkeypatch)
+    assert min(names["of_step"], names["of_direction"]) > 0.92
+    assert names["of_run"] < 0.87
+
+
+def test_sweeps_examples(tmp_path, monkeypatch):
+    """Noise is drawn once for all step sizes, and once for each seed."""
+    names = run_page("sweeps.md", tmp_path, monkeypatch)
+    rates, losses = names["rates"], names["losses"]
+    assert losses.min() < 40 < 150 < losses[0]
+    assert jnp.array_equal(jax.vmap(names["loss"])(names["now"][0]), losses)
+    assert names["loss"](names["params"]) < 10
+    assert names["state"][0].hyperparams["smoothing"] < 0.3
+
+    def draws_for_each(lowered, num_runs):
+        bits = rf"tensor<([0-9x]+x)?{num_runs}x[0-9x]*ui32>"
+        return re.search(bits, lowered.as_text())
+
+    assert not draws_for_each(names["sweep"].lower(rates, 0.05, 0), 5)
+    assert not draws_for_each(names["pieces"].lower(rates, names["now"]), 5)
+    seeds = jnp.arange(13)
+    assert draws_for_each(names["seeds"].lower(rates[0], 0.05, seeds), 13)
+
+
 def test_every_estimator_and_sampler_is_in_the_tables():
     from registry import ESTIMATORS, SAMPLERS
 
@@ -171,8 +259,27 @@ def test_links(page):
         assert not anchor or anchor in anchors(target), link
 
 
+def test_places_that_errors_name():
+    """Each is a heading of a page that the docs have, and some error ends with it."""
+    places = {n: x for n, x in vars(docs).items() if isinstance(x, docs.Place)}
+    package = Path(zojax.__file__).parent
+    code = "".join(path.read_text() for path in package.rglob("*.py"))
+    for name, place in places.items():
+        (page,) = ROOT.glob(f"notebooks/{place.page}.*")
+        text = page.read_text()
+        if page.suffix == ".ipynb":
+            cells = json.loads(text)["cells"]
+            cells = [c["source"] for c in cells if c["cell_type"] == "markdown"]
+            text = "\n".join("".join(source) for source in cells)
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        assert headings.count(place.heading) == 1, place
+        assert f"{{docs.{name}}}" in code, place
+    assert len(places) <= 20  # a pointer where a page answers, not everywhere
+
+
 def test_each_example_of_a_guide_is_run():
     """Those above, and that of cores in test_other_models.py."""
     run = {"README.md": 2, "external.md": 1, "language.md": 2, "devices.md": 2}
+    run |= {"frameworks.md": 5, "checkpoints.md": 2, "rewards.md": 1, "sweeps.md": 4}
     found = {page.name: len(examples(page)) for page in PAGES if examples(page)}
     assert found == {**run, "cores.md": 1}

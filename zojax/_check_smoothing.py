@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zojax import _docs as docs
 from zojax._checks import check_int, check_number
 from zojax._keys import canonical_key
 from zojax._numerics import PyTree, is_none, value_dtype, wide_dtype
@@ -179,6 +180,6 @@ def check_smoothing(
                 " (an f that is constant nearby looks the same)"
             )
     for text in warn:
-        message = f"smoothing={float(smoothing):g} is too small here: {text}"
-        warnings.warn(message, stacklevel=2)
+        message = f"smoothing={float(smoothing):g} is too small here: {text};"
+        warnings.warn(f"{message} {docs.SMOOTHING}", stacklevel=2)
     return SmoothingCheck(kept, lost, curvature)

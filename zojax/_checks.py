@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zojax import _docs as docs
+
 
 def is_array(x: Any) -> bool:
     """Whether x is a number, or has the shape and dtype of an array of numbers."""
     if isinstance(x, (bool, int, float, complex)):
         return True
     dtype = getattr(x, "dtype", None)
-    if dtype is None or not hasattr(x, "shape"):
+    # A Keras variable names its dtype by a string, and torch has dtypes of its own.
+    if not isinstance(dtype, np.dtype) or not hasattr(x, "shape"):
         return False
     return any(jnp.issubdtype(dtype, kind) for kind in (np.number, np.bool_))
 
@@ -31,11 +34,14 @@ def check_leaves(params: Any) -> None:
             continue
         dtype = getattr(leaf, "dtype", None)
         if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-            way = "pass keys as extra args of update"
+            way = f"pass keys as extra args of update; of a model, {docs.NNX}"
+        elif hasattr(leaf, "value"):
+            way = "take the array of a variable, its .value"
         else:
             way = (
                 "keep what is no array out of params, as"
-                " equinox.partition(model, equinox.is_inexact_array) does"
+                " equinox.partition(model, equinox.is_inexact_array) does:"
+                f" {docs.EQUINOX}"
             )
         name = f"params{jax.tree_util.keystr(path)}"
         raise ValueError(f"{name} must be an array, got {described(leaf)}: {way}")
@@ -94,7 +100,8 @@ def check_number(
         number = float(value)
         if (number >= low if low_ok else number > low) and number < high:
             return
-    raise ValueError(f"{name} must be {accepted}, got {value!r}")
+    found = f"{value!r}: {docs.NUMBERS}" if callable(value) else repr(value)
+    raise ValueError(f"{name} must be {accepted}, got {found}")
 
 
 def check_int(name: str, value: Any, minimum: int, why: str = "") -> None:
@@ -104,7 +111,7 @@ def check_int(name: str, value: Any, minimum: int, why: str = "") -> None:
         array = isinstance(value, jax.Array)
         hint = (
             "; under optax.inject_hyperparams name it in static_args, or use"
-            " zojax.inject_hyperparams"
+            f" zojax.inject_hyperparams: {docs.NUMBERS}"
             if array
             else ""
         )

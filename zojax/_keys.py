@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zojax import _docs as docs
+
 KEY_IMPL = "threefry2x32"
 
 
@@ -24,7 +26,8 @@ def canonical_key(key: Any) -> jax.Array:
         # Values of other generators change under vmap, which would break replay.
         if str(jax.random.key_impl(key)) != KEY_IMPL or key.shape != ():
             found = f"{jax.random.key_impl(key)} with shape {key.shape}"
-            raise ValueError(f"key must be {accepted}, got {found}")
+            several = f"; {docs.MANY_RUNS}" if key.ndim else ""
+            raise ValueError(f"key must be {accepted}, got {found}{several}")
         return key
     if dtype != jnp.uint32 or key.shape != (2,):
         raise ValueError(f"key must be {accepted}, got {dtype} with shape {key.shape}")

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from zojax import _docs as docs
 from zojax._numerics import PyTree, is_none, zeros_at
 
 
@@ -64,13 +65,14 @@ def _run(axis_name: str, body: Callable[..., PyTree], *args: PyTree) -> Any:
     if axis_name not in mesh.axis_names:
         raise ValueError(
             "axis_name must be an axis of shard_map or of the mesh in force"
-            f" (jax.set_mesh), which has {mesh.axis_names}, got {axis_name!r}"
+            f" (jax.set_mesh), which has {mesh.axis_names}, got {axis_name!r};"
+            f" {docs.MESH}"
         )
     if jax.sharding.AxisType.Explicit in mesh.axis_types:
         raise ValueError(
             "axis_name needs a mesh without explicit axes, whose arrays cannot be"
             " closed over: jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,)"
-            f" * n), or shard_map around the step; got {mesh.axis_types}"
+            f" * n), or shard_map around the step; got {mesh.axis_types}; {docs.MESH}"
         )
     ins, out = (PartitionSpec(),) * len(args), PartitionSpec()
     spread = jax.shard_map(body, in_specs=ins, out_specs=out, axis_names={axis_name})

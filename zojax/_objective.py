@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zojax import _docs as docs
 from zojax._checks import check_leaves, described, is_array
 from zojax._numerics import PyTree, value_dtype
 
@@ -23,7 +24,8 @@ def check_params(params: PyTree) -> None:
             "params hold optax.MaskedNode: optax.masked and optax.partition hide the"
             " other leaves from value_fn. Freeze leaves with"
             " sampler=zojax.perturbations.restrict(sampler, mask), and put the"
-            " estimator before the wrapper: optax.chain(estimator, optax.masked(...))"
+            " estimator before the wrapper: optax.chain(estimator, optax.masked(...));"
+            f" {docs.FROZEN}"
         )
     check_leaves(params)
 
@@ -50,6 +52,13 @@ UNTRACEABLE = (
 )
 
 
+# A model that is called like a function is the first thing that people try.
+ONLY_PARAMS = (
+    "value_fn gets params, the arrays of a model, and not the model: put it together"
+    " in value_fn with nnx.merge, equinox.combine or net.apply"
+)
+
+
 def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
     """The call, with an error that names the ways for what JAX cannot trace."""
 
@@ -61,10 +70,15 @@ def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
             raise ValueError(
                 "value_fn turned a traced array into one of numpy, a number or a bool"
                 f" ({first}). Use jax.numpy and jax.lax in it; or, for an objective"
-                " that is no JAX program, wrap it in jax.pure_callback(...,"
-                ' vmap_method="sequential"), or measure the points of'
-                " estimator.ask(state, params) and call update(values=...)"
+                " that is no JAX program, pass zojax.external.as_value_fn(f), which is"
+                " jax.pure_callback with all points in one call, or measure the points"
+                " of estimator.ask(state, params) and call update(values=...), as"
+                f" zojax.external.optimize does; {docs.EXTERNAL}"
             ) from error
+        except TypeError as error:
+            if "object is not callable" in str(error):
+                error.add_note(ONLY_PARAMS)
+            raise
 
     return explained
 
@@ -91,7 +105,8 @@ def bind_value_fn(
             raise ValueError(
                 f"value_fn {signature} takes {stars}{p.name}, so the data it needs"
                 " cannot be told from what other transformations need: name each"
-                " argument (functools.wraps keeps the names of what is wrapped)"
+                " argument (functools.wraps keeps the names of what is wrapped);"
+                f" {docs.EXTRA_ARGS}"
             )
     if not named or named[0].kind is kinds.KEYWORD_ONLY:
         raise ValueError(f"value_fn {signature} must take params as first argument")
@@ -100,7 +115,8 @@ def bind_value_fn(
     if taken:
         raise ValueError(
             f"value_fn {signature} names {taken}, which update() keeps for f(params)"
-            " (value) and for answers to ask (values): rename the argument"
+            " (value) and for answers to ask (values): rename the argument;"
+            f" {docs.EXTRA_ARGS}"
         )
     unnamed = [p for p in data if p.kind is kinds.POSITIONAL_ONLY]
     if unnamed:
@@ -116,7 +132,8 @@ def bind_value_fn(
     if missing:
         raise ValueError(
             f"value_fn {signature} needs {missing}, which update() was not given: pass"
-            f" them as keyword arguments; it was given {sorted(extra_args)}"
+            f" them as keyword arguments; it was given {sorted(extra_args)};"
+            f" {docs.EXTRA_ARGS}"
         )
     kwargs = {name: extra_args[name] for name in known}
 
@@ -169,6 +186,8 @@ def answer_of(result: Any, has_aux: bool) -> tuple[jax.Array, PyTree]:
         advice = ": cast it to a float, if a loss of 0 and 1 is meant"
     elif value.shape == () and not jnp.issubdtype(value.dtype, jnp.complexfloating):
         return value.astype(value_dtype()), aux
+    elif value.shape != ():
+        advice = ": take its mean"
     found = f"shape {value.shape} and dtype {value.dtype}{advice}"
     raise ValueError(f"value_fn must return a real scalar, got {found}")
 

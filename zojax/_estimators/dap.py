@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from zojax import _docs as docs
 from zojax._checks import check_flag, check_int, check_number, check_option
 from zojax._directions import Directions, direction_like
 from zojax._estimators import rounds
@@ -209,4 +210,6 @@ def _check_samplers(guide: str, storage: str, sampler: Sampler, base: Sampler) -
     for name, given in (("sampler", sampler), ("base", base)):
         if storage == "replay" and given.terms is None:
             accepted = 'zojax.perturbations.lazy(...) with storage="replay"'
-            raise ValueError(f"{name} must be {accepted}, got {given!r}")
+            raise ValueError(
+                f"{name} must be {accepted}, got {given!r}; {docs.REPLAYED}"
+            )

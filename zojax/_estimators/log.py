@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from zojax import _docs as docs
 from zojax._checks import described, is_array
 from zojax._numerics import PyTree, value_dtype
 from zojax._objective import Carried
@@ -130,12 +131,13 @@ def update_log(
     if isinstance(aux, Carried) and log.aux is None:
         raise ValueError(
             "aux_like must be given, since value_fn returns state that the next step"
-            " needs (aux_like=model_state, of zojax.nnx.split_loss), got None"
+            " needs (aux_like=model_state, of zojax.nnx.split_loss), got None;"
+            f" {docs.NNX}"
         )
     is_dropped = log.aux is None or aux is None
     aux = log.aux if is_dropped else _aux_like(log.aux, aux)
     dtype = log.query_mean.dtype
-    keep = lambda new, old: jnp.where(finite.any(), new, old).astype(dtype)
+    keep = lambda new, old: jnp.asarray(jnp.where(finite.any(), new, old), dtype)
     return QueryLog(
         query_values=values.astype(dtype),
         query_mean=keep(mean, log.query_mean),

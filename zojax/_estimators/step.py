@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zojax import _docs as docs
 from zojax._directions import Directions, as_gradient, direction_shapes
 from zojax._estimators import rounds
 from zojax._estimators.log import init_log, update_log
@@ -92,7 +93,8 @@ def _check_state(
     found = "that of other settings or params" if ours else f"a {type(state).__name__}"
     raise ValueError(
         f"state must be a {kind.__name__} that init(params) of this estimator made,"
-        f" got {found}; in an optax chain the estimator's own state is the first"
+        f" got {found}; in an optax chain the estimator's own state is the first;"
+        f" {docs.RESUMING}"
     )
 
 
@@ -174,9 +176,11 @@ def estimator(
         check_params(params)
         value, values = (extra_args.pop(name, None) for name in RESERVED)
         if (value_fn is None) == (values is None):
+            # A trainer or a wrapper may have kept them to itself.
+            lost = f"neither; {docs.TRAINER}, or {docs.EXTRA_ARGS}"
             raise ValueError(
                 "update needs value_fn=, an objective to call, or values=, those of the"
-                f" points of ask; got {'neither' if values is None else 'both'}"
+                f" points of ask; got {lost if values is None else 'both'}"
             )
         if values is not None:
             told = rounds.by_round(values, num_rounds)

@@ -121,7 +121,9 @@ def mezo(
 
         theta <- theta - lr [f(theta + mu v) - f(theta - mu v)] / (2 mu) v
 
-    Two queries a step, both from the untouched params; the memory of one copy.
+    Two queries a step, both from the untouched params; the memory of one copy. It has
+    its step, and is no gradient that Adam could take: that would go uphill. For Adam,
+    take the two_point of "Returns".
 
     Args:
       learning_rate, smoothing: lr and mu > 0, or schedules.
@@ -129,7 +131,8 @@ def mezo(
       sampler: gaussian() by default, as in the paper; rademacher() is cheaper.
 
     Returns:
-      ``optax.chain(two_point(..., difference="central"), sgd)`` that can be asked.
+      ``optax.chain(two_point(smoothing, 1, difference="central", chunk_size=1), sgd)``
+      that can be asked.
 
     Raises:
       ValueError: for a static argument out of its range.
@@ -160,7 +163,8 @@ def spsa(
 ) -> Estimator:
     """SPSA: central differences along random signs, and SGD.
 
-    For signs 1/v_j = v_j, so Spall's [y+ - y-] / (2 c v_j) is the central estimate.
+    For signs 1/v_j = v_j, so Spall's [y+ - y-] / (2 c v_j) is the central estimate. As
+    :func:`mezo`, it has its step: no other optimizer goes after it.
 
     Args:
       learning_rate, smoothing: a_t and c_t > 0, or schedules.

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from zojax import _docs as docs
 from zojax._estimators.rounds import Queries
 from zojax._numerics import PyTree
 from zojax.external._attempt import Attempt, Query
@@ -103,7 +104,7 @@ class Folder:
                 raise ValueError(
                     f"directory must be new, or hold this run, got {str(self.path)!r},"
                     " which was begun with other params, another estimator, optimizer"
-                    " or key"
+                    f" or key; {docs.RUN_DIRECTORY}"
                 )
         else:
             text = json.dumps(settings).encode()

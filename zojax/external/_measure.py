@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from zojax import _docs as docs
 from zojax._checks import check_int, check_number
 from zojax.external._attempt import (
     Attempt,
@@ -50,9 +51,11 @@ def _through_map(call: Callable[[Query], Attempt], mapped: Callable[..., Any]) -
 
 def _broken(error: Exception) -> RuntimeError:
     return RuntimeError(
-        "the pool broke: a worker died, which ends a ProcessPoolExecutor. What was"
-        " measured is kept in the directory, if there is one; a pool of pebble"
-        f" (pebble.ProcessPool) replaces its workers ({error})"
+        "the pool broke: a worker died, which ends a ProcessPoolExecutor. If none ever"
+        " started, the script that makes the pool is imported by its workers: put all"
+        ' that it runs under if __name__ == "__main__". What was measured is kept in'
+        " the directory, if there is one; a pool of pebble (pebble.ProcessPool)"
+        f" replaces its workers ({error})"
     )
 
 
@@ -160,7 +163,8 @@ def _runner(
         raise ValueError(
             "timeout must be None here, since nothing can end an evaluation: give an"
             " executor (pebble.ProcessPool ends its workers), or a function that names"
-            f" timeout and keeps it, as external.command(...); got {timeout!r}"
+            f" timeout and keeps it, as external.command(...); got {timeout!r};"
+            f" {docs.TIME_LIMITS}"
         )
     if executor is None:
         return _here(call)

@@ -28,7 +28,8 @@ class Progress(NamedTuple):
       values: f[n], what the function returned at the points of the step; NaN where it
         failed.
       params: pytree of numpy arrays, after the step.
-      best_value, best_params: the best value of all, and the point that had it.
+      best_value, best_params: the best value of all, and the point that had it. Where
+        values are noisy it is the luckiest: params are the result.
       num_evaluations: points that were evaluated, failed ones included.
       num_failed: of them, those without a finite value after all retries.
       num_timeouts: of them, those that passed the limit.
@@ -201,7 +202,8 @@ def optimize(
         sides of a direction share; ``timeout``, which it then keeps itself.
       params: pytree of arrays, the start.
       estimator: an :class:`zojax.Estimator`; it asks.
-      optimizer: what follows it in an optax chain, as ``optax.adam(1e-2)``.
+      optimizer: what follows it in an optax chain, as ``optax.adam(1e-2)``; after mezo
+        and spsa, which have their step, ``optax.identity()``.
       num_steps: steps in all.
       maximize: whether the largest value is wanted. Values stay as function gave them.
       executor: a ``concurrent.futures`` executor (of processes or threads; loky's,
@@ -233,7 +235,8 @@ def optimize(
     Source: ask and tell, the interface of evolution strategies.
     """
     if not isinstance(estimator, Estimator):
-        raise ValueError(f"estimator must be a zojax.Estimator, got {estimator!r}")
+        found = f"{estimator!r}; of a chain, the rest is the optimizer"
+        raise ValueError(f"estimator must be a zojax.Estimator, got {found}")
     if not isinstance(optimizer, optax.GradientTransformation):
         accepted = "what follows the estimator in an optax chain, as optax.adam(1e-2)"
         raise ValueError(f"optimizer must be {accepted}, got {optimizer!r}")

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from zojax import _docs as docs
 from zojax._numerics import PyTree
 
 
@@ -28,7 +29,7 @@ def trainable(params: PyTree) -> list[tuple[str, Any]]:
             raise ValueError(
                 f"params{name} has dtype {dtype}: only float leaves can be perturbed;"
                 f" {_way_out(dtype)}freeze it with zojax.perturbations.restrict as"
-                " sampler= (and base=)"
+                f" sampler= (and base=): {docs.FROZEN}"
             )
         leaves.append((name, leaf))
     return leaves

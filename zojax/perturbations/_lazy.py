@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from zojax import _docs as docs
 from zojax import _loops as loops
 from zojax._keys import KEY_IMPL, slice_keys
 from zojax._numerics import PyTree, wide_dtype
@@ -130,7 +131,7 @@ def _advice(name: str, what: str) -> str:
     return (
         f"params{name} is perturbed where it is used and has no {what}: a module that"
         " does not know such leaves takes zojax.materialize(params), best a layer at a"
-        " time (in the body of a scan, say)"
+        f" time (in the body of a scan, say); {docs.LAZY}"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from zojax import _docs as docs
 from zojax import _loops as loops
 from zojax._checks import check_option
 from zojax._numerics import PyTree, contract, is_none, wide_dtype
@@ -70,7 +71,7 @@ class Sampler(NamedTuple):
 def check_sampler(name: str, sampler: Any) -> None:
     """Raises unless the argument of this name is a sampler."""
     if not isinstance(sampler, Sampler):
-        way = "zojax.perturbations.from_rows(row) makes one from a function"
+        way = "zojax.perturbations.gaussian(), say; from_rows(row) makes one"
         raise ValueError(f"{name} must be a zojax.Sampler ({way}), got {sampler!r}")
 
 
@@ -90,7 +91,8 @@ def check_holds_rows(name: str, sampler: Sampler) -> None:
         raise ValueError(
             f"{name} must be a sampler whose rows may be held: an aligned direction is"
             " formed whole, which lazy(...) and low_rank(...) avoid. There is"
-            f' dap(storage="replay"); or from_rows({name}.row), held; got {sampler!r}'
+            f' dap(storage="replay"); or from_rows({name}.row), held; got {sampler!r};'
+            f" {docs.REPLAYED}"
         )
 
 
