@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import UsageError
 from benchmarks.language import checkpoints, head, probe, problem
-from benchmarks.language.tasks import Examples
+from benchmarks.language.tasks import Batch
 from benchmarks.language.transformer import hidden_states
 
 REFERENCES = Path(__file__).parent / "references"
@@ -21,7 +21,7 @@ def test_features_are_the_states_of_each_sentences_last_token():
     rng = np.random.default_rng(0)
     last = rng.integers(1, 9, 40).astype(np.int32)
     tokens = rng.integers(0, 48, (40, 16)).astype(np.int32)
-    examples = Examples(tokens, last, np.zeros(40, np.int32))
+    examples = Batch(tokens, last, np.zeros(40, np.int32))
     ticks = []
     found = probe.features(problem.Model(config, params, None), examples, ticks.append)
     assert ticks[-1] == 1

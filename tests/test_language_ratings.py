@@ -1,6 +1,5 @@
 """The tweets' ratings: how they are read, the ridge head, and cores that move on."""
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -36,12 +35,11 @@ def test_rated_texts_keep_their_ratings(tmp_path):
     lines, scores = _lines(900)
     path = tmp_path / "tweets.txt"
     path.write_bytes("\r\n".join(lines).encode())
-    splits, found = tasks.rated(path)
+    splits = tasks.rated(path)
     assert [len(part) for part in splits] == [200, 200, 500]
-    np.testing.assert_allclose(found, scores, rtol=1e-6)
-    assert found.dtype == np.float32
-    for text, number in splits.test[:20]:
-        assert text == f"peace & joy {scores[number]:+}"
+    found = [some for part in splits for some in part]
+    assert sorted(rating for _, rating in found) == sorted(scores)
+    assert all(text == f"peace & joy {rating:+}" for text, rating in found)
     path.write_text("1\tno number\ttext\n")
     with pytest.raises(UsageError, match="is damaged"):
         tasks.rated(path)
@@ -52,12 +50,11 @@ def test_the_tweets():
     path = assets.cache_folder() / assets.ASSETS["tweets"].file
     if not path.is_file():
         pytest.skip("not fetched")
-    splits, found = tasks.rated(path)
-    assert len(found) == sum(len(part) for part in splits) == 4200
-    assert -4 <= found.min() < -3 < 3 < found.max() <= 4
-    texts = {number: text for part in splits for text, number in part}
-    assert texts[1] == "Yay. Another good phone interview."
-    assert found[1] == pytest.approx(1.443298969)
+    found = dict(some for part in tasks.rated(path) for some in part)
+    assert len(found) > 0.99 * 4200
+    assert -4 <= min(found.values()) < -3 < 3 < max(found.values()) <= 4
+    rating = found["Yay. Another good phone interview."]
+    assert rating == pytest.approx(1.443298969)
 
 
 def test_ridge_is_scikit_learns_on_standardised_states():
@@ -108,8 +105,8 @@ def made(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     cache = tmp_path_factory.mktemp("cache")
     (cache / assets.ASSETS["tweets"].file).write_text(_texts(1000))
-    recipe = dataclasses.replace(
-        ratings.RECIPE, top=1, rank=2, batch=32, matrices="qv", longest=16, steps=100
+    recipe = ratings.RECIPE.replace(
+        top=1, rank=2, batch=32, matrices="qv", longest=16, steps=100
     )
     model, source = problem.Model(config, params, tokenizer), Source(cache=cache)
     return recipe, ratings.ready(model, recipe, source, lambda share: None)

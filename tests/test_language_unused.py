@@ -1,7 +1,5 @@
 """Cores and the probe on sentences that neither was trained on."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import test_language_studies
@@ -9,8 +7,8 @@ import test_language_studies
 from benchmarks.language import problem, recipe, runs, tasks, unused
 
 tiny, source = test_language_studies.tiny, test_language_studies.source  # fixtures
-SHORT = dataclasses.replace(
-    recipe.PRESETS["cores-zo"][1], top=2, rank=2, steps=2, batch=8, sentences=40
+SHORT = recipe.PRESETS["cores-zo"][1].replace(
+    top=2, rank=2, steps=2, batch=8, sentences=40
 )
 
 
@@ -22,15 +20,15 @@ def test_no_training_sentence_is_among_them(source):
         model.tokenizer, some, problem.LONGEST, truncate=True
     )
     lists = lambda tokens: sorted(np.trim_zeros(row, "b").tolist() for row in tokens)
-    short = tasks.encode(model.tokenizer, splits.train, SHORT.longest).tokens[:40]
-    every = lists(whole(splits.train).tokens)
-    assert sorted(lists(short) + lists(examples.tokens[out])) == every
-    assert lists(examples.tokens[~out]) == lists(whole(splits.test).tokens)
+    short = tasks.encode(model.tokenizer, splits.train, SHORT.longest).inputs[:40]
+    every = lists(whole(splits.train).inputs)
+    assert sorted(lists(short) + lists(examples.inputs[out])) == every
+    assert lists(examples.inputs[~out]) == lists(whole(splits.test).inputs)
 
 
 def test_margins_are_those_of_the_trained_problem(source, monkeypatch):
     """The test sentences among them score as the problem's own."""
-    recipe = lambda full, seed: dataclasses.replace(SHORT, seed=seed)
+    recipe = lambda full, seed: SHORT.replace(seed=seed)
     monkeypatch.setattr(unused, "recipe_of", recipe)
     monkeypatch.setattr(unused, "ROWS", 100)
     cells = unused.cells(True, 0)

@@ -21,7 +21,6 @@ ON_DEMAND = {
     "generation": "times texts written by members of rank 1",
     "objectives": "lowers the share of wrong labels itself",
     "members": "times members of one adapter as one batch",
-    "probe": "fits a logistic regression to frozen states, the floor",
     "unused": "compares with the probe on all sentences that neither was trained on",
     "precision": "holds the weights in float32, bfloat16 and int8",
     "ratings": "estimates how people rate tweets: a regression, not labels",

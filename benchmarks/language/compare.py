@@ -4,7 +4,6 @@ On LoRA here, on small cores in ``compare_cores``; ``objectives`` compares what 
 lowered in the same way.
 """
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -55,7 +54,7 @@ def of_papers(preset: str, *rates: float, **changes: Any) -> Comparison:
     the same.
     """
     base = PRESETS[preset][1]
-    base = dataclasses.replace(base, batch=8, sentences=1024, clip=0.0, **changes)
+    base = base.replace(batch=8, sentences=1024, clip=0.0, **changes)
     return Comparison(base, METHODS, PAIRS, [{"learning_rate": rate} for rate in rates])
 
 
@@ -65,9 +64,9 @@ def cells(of: Comparison, full: bool, seed: int) -> dict[str, Cell]:
         for method, changes in of.methods.items():
             for setting in of.settings:
                 both = changes | setting | {"seed": run_seed}
-                recipe = dataclasses.replace(of.base, **both)
+                recipe = of.base.replace(**both)
                 steps = (FULL if full else QUICK) // queries(recipe)
-                recipe = dataclasses.replace(recipe, steps=steps)
+                recipe = recipe.replace(steps=steps)
                 at = ", ".join(f"{value:g}" for value in setting.values())
                 name = f"{method}, {at}, seed {run_seed}"
                 found[name] = functools.partial(runs.measure, method, recipe)

@@ -1,6 +1,5 @@
 """What a zeroth-order step costs beside the forward pass: compiled bytes and time."""
 
-import dataclasses
 import functools
 
 import jax
@@ -72,7 +71,7 @@ def compile_all(
     part = training.tuned_part(recipe)
     frozen = {name: leaf for name, leaf in ready.params.items() if name != part}
     compiled = {"forward": jax.jit(value_fn).lower(ready.params, batch).compile()}
-    first_order = dataclasses.replace(recipe, estimator="first-order")
+    first_order = recipe.replace(estimator="first-order")
     for name, kind in (("step", recipe), ("backprop", first_order)):
         opt, step = training.make_step(kind, ready)
         state = jax.eval_shape(opt.init, ready.params)

@@ -1,6 +1,5 @@
 """How far forward passes get: presets over seeds, beside the floors and the ceiling."""
 
-import dataclasses
 import functools
 import time
 
@@ -44,12 +43,12 @@ def probes(sentences: int, tick: Tick) -> list[Row]:
 
 def train(preset: str, seed: int, tick: Tick) -> list[Row]:
     """The rows of a run, with what is planned for a step."""
-    recipe = dataclasses.replace(PRESETS[preset][1], seed=seed)
+    recipe = PRESETS[preset][1].replace(seed=seed)
     # The ceiling is a mark, not a curve.
     every = max(1, recipe.steps // (1 if preset == CEILING else VALIDATIONS))
     rows = runs.measure(preset, recipe, tick, every=every)
     ready, _ = runs.ready(recipe)
-    batch = training.on_device(ready.train, np.arange(recipe.batch))
+    batch = ready.train.take(slice(recipe.batch))
     planned = training.step_bytes(recipe, ready, batch)
     return [row | {"step_mb": planned / 1e6} for row in rows]
 

@@ -1,14 +1,12 @@
 """Accuracy itself as the objective, beside cross-entropy, at equal forward passes."""
 
-import dataclasses
-
 from benchmarks.language.compare import Comparison, study
 from benchmarks.language.recipe import OBJECTIVES, PRESETS
 
 # A share of wrong labels moves in steps of one sentence: more sentences and directions
 # than cross-entropy needs, and the same for both.
-BASE = dataclasses.replace(
-    PRESETS["lora-zo"][1], top=10, batch=64, directions=2, sentences=1024, clip=0.0
+BASE = PRESETS["lora-zo"][1].replace(
+    top=10, batch=64, directions=2, sentences=1024, clip=0.0
 )
 OBJECTIVE = Comparison(
     BASE,

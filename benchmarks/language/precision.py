@@ -1,6 +1,5 @@
 """Weights in float32, bfloat16 and int8: memory, time, and what tuning reaches."""
 
-import dataclasses
 import functools
 
 import numpy as np
@@ -48,7 +47,7 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
     for dtype, tuned in RUNS:
         recipe, *steps = RECIPES[tuned]
         changes = {"dtype": dtype, "steps": steps[full], "sentences": sentences}
-        recipe = dataclasses.replace(recipe, seed=seed, **changes)
+        recipe = recipe.replace(seed=seed, **changes)
         name = f"{dtype}, {tuned}"
         found[name] = functools.partial(runs.measure, name, recipe, held_out=held_out)
     return found

@@ -17,8 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.language import head, problem, tasks
-from benchmarks.language.problem import Model, Source
-from benchmarks.language.tasks import Examples
+from benchmarks.language.problem import Batch, Model, Source
 from benchmarks.language.transformer import embed, finish, run_layers
 from benchmarks.study import Tick
 
@@ -33,28 +32,21 @@ class Features(NamedTuple):
     labels: np.ndarray  # i32[N]
 
 
-def features(model: Model, examples: Examples, tick: Tick) -> Features:
+def features(model: Model, examples: Batch, tick: Tick) -> Features:
     """Runs the frozen model once over each sentence."""
     config, params, _ = model
     at = head.read_depths(len(params["layers"]["q"]))
 
     @jax.jit
-    def run(params, tokens, last):
-        x = embed(config, params, tokens, {})
-        x, own = run_layers(config, params["layers"], x, {}, read=last)
+    def run(params, some):
+        x = embed(config, params, some.inputs, {})
+        x, own = run_layers(config, params["layers"], x, {}, read=some.last)
         # What the logits are made of, in place of the last layer's own states.
-        final = finish(config, params, x[jnp.arange(len(last)), last])
+        final = finish(config, params, x[jnp.arange(len(x)), some.last])
         return jnp.stack([*(own["state"][depth - 1] for depth in at[:-1]), final], 1)
 
-    width = params["embed"].shape[1]
-    out = np.zeros((len(examples.labels), len(at), width), np.float32)
-    done = 0
-    for rows, length in problem.by_length(examples.last):
-        tokens = examples.tokens[rows, :length]
-        out[rows] = run(params, tokens, examples.last[rows])
-        done += len(rows)
-        tick(done / len(out))
-    return Features(out, examples.labels)
+    states = problem.in_groups(lambda some: run(params, some), examples, tick)
+    return Features(states, examples.labels)
 
 
 def of_one_layer(
@@ -80,7 +72,7 @@ def of_several_layers(train: Features, test: Features) -> np.ndarray:
 
 
 def margins(
-    sentences: int, test: Examples | None = None, tick: Tick = lambda share: None
+    sentences: int, test: Batch | None = None, tick: Tick = lambda share: None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """(Margins f[N] of both on test sentences, labels), trained as the presets are."""
     source = Source()

@@ -23,25 +23,15 @@ from benchmarks.study import Cell, Row, Study, Tables, Tick
 QUICK, FULL = 100, 600  # steps
 # Cores on what the head reads; their step size is for errors of squared ratings. The
 # head that answers is fitted here, to ratings, and tweets are longer than sentences.
-RECIPE = dataclasses.replace(
-    PRESETS["cores-zo"][1], calibrate=False, head="words", longest=32, sentences=2800
+RECIPE = PRESETS["cores-zo"][1].replace(
+    calibrate=False, head="words", longest=32, sentences=2800
 )
 
 
 def ready(model: Model, recipe: Recipe, source: Source, tick: Tick) -> Problem:
     """The tweets' problem, its labels ratings, its start the head on frozen states."""
-    cache = source.cache or assets.cache_folder()
-    splits, ratings = tasks.rated(assets.path_of("tweets", cache))
-    train = tasks.encode(model.tokenizer, splits.train, recipe.longest)
-    train = train.take(np.arange(min(recipe.sentences, len(train.labels))))
-    held_out = [
-        tasks.encode(model.tokenizer, some, problem.LONGEST, truncate=True)
-        for some in (splits.validation, splits.test)
-    ]
-    examples = [
-        some._replace(labels=ratings[some.labels]) for some in (train, *held_out)
-    ]
-    made = problem.assemble(recipe, model, examples, tick)
+    tweets = tasks.rated(assets.path_of("tweets", source.cache))
+    made = problem.make(recipe, model, tweets, tick)
     params, adapter = made.params["model"], made.params["adapter"]
     states, final = problem.states_of(made.config, params, adapter, made.train)
     fitted = head.fit(states, final, made.train.labels, made.bottom, head.ridge)
@@ -78,7 +68,7 @@ def tuned(made: Problem, recipe: Recipe, tick: Tick) -> Any:
     adapter, state = made.params["adapter"], opt.init(made.params)
     for i in range(recipe.steps):
         rows = training.batch_rows(recipe, len(made.train.labels), i)
-        batch = training.on_device(made.train, rows)
+        batch = made.train.take(rows)
         adapter, state, _ = step(adapter, state, frozen, batch)
         tick((i + 1) / recipe.steps)
     return adapter
@@ -86,7 +76,7 @@ def tuned(made: Problem, recipe: Recipe, tick: Tick) -> Any:
 
 def measure(steps: int, seed: int, tick: Tick) -> list[Row]:
     """The mean, the floor and the tuned cores on the same test tweets."""
-    recipe = dataclasses.replace(RECIPE, steps=steps, seed=seed)
+    recipe = RECIPE.replace(steps=steps, seed=seed)
     begin, source = time.monotonic(), Source()
     model = problem.load_model(source)
     made = ready(model, recipe, source, lambda share: tick(share / 3))

@@ -216,9 +216,8 @@ def findings(frame: pd.DataFrame) -> list[str]:
     out = []
     for name, group in ends(frame).groupby("name", sort=False):
         gain = group["after"] - group["before"]
-        out.append(
-            f"{name}: {gain.mean():+.1f} +- {gain.sem():.1f} points on the test problems."
-        )
+        change = f"{gain.mean():+.1f} +- {gain.sem():.1f}"
+        out.append(f"{name}: {change} points on the test problems.")
     return out
 
 

@@ -1,6 +1,5 @@
 """What studies of tuning share: a problem that many runs start from, their rows."""
 
-import dataclasses
 import functools
 import time
 
@@ -15,7 +14,7 @@ SEEDS = 3
 # Settings in which runs of one problem may differ.
 OF_RUNS = (
     *("estimator", "sampler", "directions", "smoothing", "history"),
-    *("objective", "learning_rate", "steps", "seed"),
+    *("objective", "learning_rate", "steps", "seed", "late_batch", "shaping", "clip"),
 )
 HeldOut = tuple[int | None, int | None]  # sentences to validate and to test, or all
 TEST = ["test_accuracy", "test_cross_entropy"]
@@ -35,7 +34,7 @@ def _made(recipe: Recipe, held_out: HeldOut) -> tuple[Problem, Floors]:
 def ready(recipe: Recipe, held_out: HeldOut = (None, None)) -> tuple[Problem, Floors]:
     """A run's problem, and what the untuned model scores."""
     shared = {name: getattr(Recipe(), name) for name in OF_RUNS}
-    made, floors = _made(dataclasses.replace(recipe, **shared), held_out)
+    made, floors = _made(recipe.replace(**shared), held_out)
     return problem.with_seed(made, recipe), floors
 
 
@@ -50,7 +49,7 @@ def measure(
     begin = time.monotonic()
     made, floors = ready(recipe, held_out)
     common = {"name": name, "prepared": time.monotonic() - begin}
-    common |= dataclasses.asdict(recipe)
+    common |= recipe.model_dump()
     common |= {f"floor_{key}": value for key, value in floors._asdict().items()}
     run, test = training.train_and_test(recipe, made, tick, every=every)
     # What was run once: texts and the layers below, where a recipe keeps these.
