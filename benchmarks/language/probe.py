@@ -5,32 +5,23 @@ standardised state after one layer, which is chosen with the penalty on the vali
 sentences, or after several layers side by side, the penalty by cross-validation.
 """
 
-from __future__ import annotations
-
-import time
+import itertools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
-from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.language import head, problem, tasks
-from benchmarks.language.problem import Model, Source
-from benchmarks.language.tasks import Examples
+from benchmarks.language.problem import Batch, Model, Source
 from benchmarks.language.transformer import embed, finish, run_layers
-from benchmarks.study import COLOURS, Cell, Row, Study, Tick, tabulate
+from benchmarks.study import Tick
 
 PENALTIES = tuple(float(c) for c in np.logspace(-4, 0, 9))  # scikit-learn's C
-QUICK, FULL = (512,), (512, 2048, 4096)  # training sentences
-TOGETHER = "several"  # in place of a layer
-NAMES = ("probe of one layer", "probe of several layers")
 LONGEST = 24  # tokens of a training sentence, as in the presets
 
 
@@ -40,167 +31,64 @@ class Features(NamedTuple):
     states: np.ndarray  # f[N, layers, D]
     labels: np.ndarray  # i32[N]
 
-    def first(self, number: int) -> Features:
-        return Features(self.states[:number], self.labels[:number])
 
-
-def depths(model: Model) -> list[int]:
-    """How many layers are run before a state is read; the last is the whole model."""
-    return head.read_depths(len(model.params["layers"]["q"]))
-
-
-def features(model: Model, examples: Examples, tick: Tick) -> Features:
+def features(model: Model, examples: Batch, tick: Tick) -> Features:
     """Runs the frozen model once over each sentence."""
     config, params, _ = model
-    at = depths(model)
+    at = head.read_depths(len(params["layers"]["q"]))
 
     @jax.jit
-    def run(params, tokens, last):
-        x = embed(config, params, tokens, {})
-        x, own = run_layers(config, params["layers"], x, {}, read=last)
+    def run(params, some):
+        x = embed(config, params, some.inputs, {})
+        x, own = run_layers(config, params["layers"], x, {}, read=some.last)
         # What the logits are made of, in place of the last layer's own states.
-        final = finish(config, params, x[jnp.arange(len(last)), last])
+        final = finish(config, params, x[jnp.arange(len(x)), some.last])
         return jnp.stack([*(own["state"][depth - 1] for depth in at[:-1]), final], 1)
 
-    width = params["embed"].shape[1]
-    out = np.zeros((len(examples.labels), len(at), width), np.float32)
-    done = 0
-    for rows, length in problem.by_length(examples.last):
-        tokens = examples.tokens[rows, :length]
-        out[rows] = run(params, tokens, examples.last[rows])
-        done += len(rows)
-        tick(done / len(out))
-    return Features(out, examples.labels)
+    states = problem.in_groups(lambda some: run(params, some), examples, tick)
+    return Features(states, examples.labels)
 
 
-def fitted(train: Features, validation: Features) -> tuple[Pipeline, int, float, float]:
-    """(Regression, index of the layer, C, cross-entropy): the best on validation."""
-    best = None
-    for layer in range(train.states.shape[1]):
-        for penalty in PENALTIES:
-            regression = LogisticRegression(C=penalty, max_iter=2000)
-            model = make_pipeline(StandardScaler(), regression)
-            model.fit(train.states[:, layer], train.labels)
-            chances = model.predict_proba(validation.states[:, layer])
-            value = float(log_loss(validation.labels, chances))
-            if best is None or value < best[3]:
-                best = (model, layer, penalty, value)
-    return best
+def of_one_layer(
+    train: Features, validation: Features, test: Features
+) -> tuple[np.ndarray, int]:
+    """(Margins f[N] on test, index of the layer): the best on validation sentences."""
+    best = (np.inf, np.zeros(0), 0)
+    for layer, penalty in itertools.product(range(train.states.shape[1]), PENALTIES):
+        regression = LogisticRegression(C=penalty, max_iter=2000)
+        model = make_pipeline(StandardScaler(), regression)
+        model.fit(train.states[:, layer], train.labels)
+        chances = model.predict_proba(validation.states[:, layer])
+        value = log_loss(validation.labels, chances)
+        if value < best[0]:
+            best = value, model.decision_function(test.states[:, layer]), layer
+    return best[1:]
 
 
-def margins_together(train: Features, test: Features) -> np.ndarray:
+def of_several_layers(train: Features, test: Features) -> np.ndarray:
     """Margins f[N] on test of a regression on all layers that are read."""
-    split = lambda states: list(np.moveaxis(states, 1, 0))
-    slopes, bias = head.regression(split(train.states), train.labels)
-    return bias + sum(
-        part @ slope for part, slope in zip(split(test.states), slopes, strict=True)
-    )
+    slopes, bias = head.regression(list(train.states.swapaxes(0, 1)), train.labels)
+    return bias + np.einsum("nld,ld->n", test.states, np.stack(slopes))
 
 
-def together(train: Features, test: Features) -> tuple[float, float]:
-    """(Accuracy, cross-entropy) of that regression."""
-    margins = margins_together(train, test)
-    right = np.mean((margins > 0) == test.labels)
-    signs = np.where(test.labels == 1, 1.0, -1.0)
-    return float(right), float(np.mean(np.logaddexp(0, -signs * margins)))
-
-
-def splits_of(source: Source, model: Model, number: int) -> list[Examples]:
-    """Training, validation and test sentences, as the presets see them."""
-    splits = problem.load_splits(source)
-    read = lambda some, longest, cut: tasks.encode(
-        model.tokenizer, some, longest, truncate=cut
-    )
-    train = read(splits.train, LONGEST, False)
-    held_out = [
-        read(some, problem.LONGEST, True) for some in (splits.validation, splits.test)
-    ]
-    return [train.take(np.arange(number)), *held_out]
-
-
-def measure(sizes: tuple[int, ...], tick: Tick) -> list[Row]:
-    """Two rows for each number of training sentences; all of them are run once."""
+def margins(
+    sentences: int, test: Batch | None = None, tick: Tick = lambda share: None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """(Margins f[N] of both on test sentences, labels), trained as the presets are."""
     source = Source()
-    model = problem.load_model(source)
-    begin = time.monotonic()
+    model, splits = problem.load_model(source), problem.load_splits(source)
+    train = tasks.encode(model.tokenizer, splits.train, LONGEST)
+    validation, usual = (
+        tasks.encode(model.tokenizer, some, problem.LONGEST, truncate=True)
+        for some in (splits.validation, splits.test)
+    )
+    parts = train.take(np.arange(sentences)), validation, test or usual
     found = [
-        features(model, some, lambda share, i=i: tick((i + share) / 4))
-        for i, some in enumerate(splits_of(source, model, max(sizes)))
+        features(model, some, lambda share, i=i: tick((i + share) / len(parts)))
+        for i, some in enumerate(parts)
     ]
-    seconds = time.monotonic() - begin
-    train, validation, test = found
-    rows = []
-    for size in sizes:
-        common = {"sentences": size, "features_seconds": seconds * size / max(sizes)}
-        begin = time.monotonic()
-        regression, layer, penalty, value = fitted(train.first(size), validation)
-        chances = regression.predict_proba(test.states[:, layer])
-        one = {
-            "layers": str(depths(model)[layer]),
-            "penalty": penalty,
-            "validation": value,
-            "accuracy": float(np.mean(chances.argmax(1) == test.labels)),
-            "cross_entropy": float(log_loss(test.labels, chances)),
-            "fit_seconds": time.monotonic() - begin,
-        }
-        begin = time.monotonic()
-        accuracy, cross_entropy = together(train.first(size), test)
-        every = {
-            "layers": TOGETHER,
-            "accuracy": accuracy,
-            "cross_entropy": cross_entropy,
-            "fit_seconds": time.monotonic() - begin,
-        }
-        rows += [common | one, common | every]
-    return rows
-
-
-def cells(full: bool, seed: int) -> dict[str, Cell]:
-    """One cell: the numbers of sentences share what is run."""
-    del seed
-    return {"probe": lambda tick: measure(FULL if full else QUICK, tick)}
-
-
-def tables(frame: pd.DataFrame) -> list[Table]:
-    rows = [
-        [
-            f"{row.sentences:,}",
-            row.layers,
-            f"{100 * row.accuracy:.1f}",
-            f"{row.cross_entropy:.3f}",
-            f"{(row.features_seconds + row.fit_seconds) / 60:.1f}",
-        ]
-        for row in frame.itertuples()
-    ]
-    columns = ["training\nsentences", "after\nlayers", "accuracy, %", "cross-entropy"]
-    title = "Logistic regression on frozen states, test"
-    return [tabulate(title, [*columns, "minutes"], rows)]
-
-
-def findings(frame: pd.DataFrame) -> list[str]:
-    out = []
-    for layers, group in frame.groupby(frame["layers"] == TOGETHER, sort=False):
-        last = group.iloc[-1]
-        which = "several layers" if layers else f"layer {last['layers']}"
-        out.append(
-            f"One forward pass over each of {last['sentences']:,.0f} sentences,"
-            f" {which}: {last['accuracy']:.1%}, cross-entropy"
-            f" {last['cross_entropy']:.3f}."
-        )
-    return out
-
-
-def figure(frame: pd.DataFrame) -> Figure:
-    out = Figure(figsize=(5, 3), layout="constrained")
-    axis = out.subplots()
-    kinds = frame["layers"] == TOGETHER
-    for colour, (together, group) in zip(COLOURS, frame.groupby(kinds), strict=False):
-        label = "several layers" if together else "one layer"
-        values = 100 * group["accuracy"]
-        axis.plot(group["sentences"], values, "o-", color=colour, label=label)
-    axis.set(xlabel="training sentences", ylabel="test accuracy, %", xscale="log")
-    axis.legend(frameon=False, fontsize=8)
-    return out
-
-
-STUDY = Study("Language: the floor", cells, tables, findings, figure)
+    one, layer = of_one_layer(*found)
+    depth = head.read_depths(len(model.params["layers"]["q"]))[layer]
+    several = of_several_layers(found[0], found[2])
+    names = f"regression after layer {depth}", "regression on several layers"
+    return dict(zip(names, (one, several), strict=True)), found[2].labels

@@ -1,9 +1,6 @@
 """A model, a task and what is tuned, made ready: inputs, floors, loss, evaluation."""
 
-from __future__ import annotations
-
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,18 +12,11 @@ import optax
 from tokenizers import Tokenizer
 
 from benchmarks import UsageError
-from benchmarks.language import (
-    assets,
-    checkpoints,
-    head,
-    quantized,
-    tasks,
-    tokens,
-    tuning,
-)
+from benchmarks.language import assets, checkpoints, head, quantized, tasks, tuning
 from benchmarks.language.recipe import Recipe, matrix_names
-from benchmarks.language.tasks import Examples
+from benchmarks.language.tasks import Batch
 from benchmarks.language.transformer import (
+    TOP,
     Adapter,
     Config,
     Params,
@@ -36,29 +26,7 @@ from benchmarks.language.transformer import (
     run_layers,
     word_logits,
 )
-
-__all__ = [
-    "Batch",
-    "Floors",
-    "Model",
-    "Problem",
-    "Score",
-    "Source",
-    "assemble",
-    "by_length",
-    "evaluate",
-    "floors",
-    "load_model",
-    "load_splits",
-    "loss",
-    "make",
-    "run_before",
-    "run_texts",
-    "start_adapter",
-    "states_of",
-    "trainable_and_stacked",
-    "with_seed",
-]
+from benchmarks.study import Tick
 
 LONGEST = 64  # tokens of a validation or test sentence; longer ones are cut
 ROWS, WIDTH = 32, 8  # sentences at a time, and what lengths are rounded up to
@@ -87,30 +55,6 @@ class Model(NamedTuple):
     tokenizer: Tokenizer
 
 
-class Batch(NamedTuple):
-    """What a step sees.
-
-    ``inputs`` are tokens i32[B, T], or what the layers below the tuned ones answered,
-    f[B, T, D]; of the template's end alone where the ``text`` before it was run once.
-    """
-
-    inputs: jax.Array
-    last: jax.Array  # i32[B], index of the last token
-    labels: jax.Array  # i32[B]
-    text: Text | None = None
-
-    def take(self, rows: Any) -> Batch:
-        return jax.tree.map(lambda field: field[rows], self)
-
-    def cut(self, rows: Any, width: int) -> Batch:
-        """Takes rows whose sentences have at most ``width`` tokens to be run."""
-        some = self.take(rows)
-        if some.text is None:
-            return some._replace(inputs=some.inputs[:, :width])
-        k, v, length = some.text
-        return some._replace(text=Text(k[:, :, :width], v[:, :, :width], length))
-
-
 class Score(NamedTuple):
     """On labelled sentences."""
 
@@ -125,60 +69,40 @@ class Floors(NamedTuple):
     accuracy: float
     calibrated: float  # with the threshold at the median of the validation margins
     cross_entropy: float
-    auc: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A task ready to be trained on.
-
-    Attributes:
-      config: of the model.
-      params: {"model": ..., "adapter": ...} at the start; the adapter is empty where
-        all parameters are tuned.
-      trainable: pytree prefix of bools over params.
-      stacked: leaves whose first axis is one of layers, tokens or positions.
-      words: i32[2], rows of the model's table that are the label words.
-      train, validation, test: inputs; numpy, batches go to the device.
-      bottom: layers below those of params, which were run once.
-    """
+    """A task ready to be trained on."""
 
     config: Config
-    params: dict[str, Any]
-    trainable: Any
-    stacked: Any
-    words: np.ndarray
-    train: Batch
+    params: dict[str, Any]  # {"model": ..., "adapter": ...}; {} where all is tuned
+    trainable: Any  # pytree prefix of bools over params
+    stacked: Any  # leaves whose first axis is one of layers, tokens or positions
+    words: np.ndarray  # i32[2], rows of the model's table that are the label words
+    train: Batch  # numpy
     validation: Batch
     test: Batch
-    bottom: int = 0
+    bottom: int = 0  # layers below those of params, which were run once
 
 
 def load_model(source: Source, dtype: str = "float32") -> Model:
     """Reads a model: the default's file, a folder, or the hub's cache."""
     if dtype == "int8":
-        config, params, tokenizer = load_model(source)
-        return Model(config, quantized.quantize(params), tokenizer)
-    if source.model != DEFAULT_MODEL:
-        folder = checkpoints.find_folder(source.model)
-        config, params = checkpoints.load_folder(folder, jnp.dtype(dtype))
-        tokenizer = tokens.from_folder(folder)
-        number = len(params["embed"])
-        if tokenizer.get_vocab_size() > number:
-            raise UsageError(
-                f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the"
-                f" model {number}"
-            )
-        return Model(config, params, tokenizer)
-    cache = source.cache or assets.cache_folder()
-    path = assets.path_of("model", cache)
-    config, params = checkpoints.cached(
-        path.with_suffix(".float32.safetensors"),
-        assets.ASSETS["model"].sha256,
-        lambda: checkpoints.load_gguf(path),
-    )
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    return Model(config, params, tokens.from_gguf(path))
+        model = load_model(source)
+        return model._replace(params=quantized.quantize(model.params))
+    if source.model == DEFAULT_MODEL:
+        reader = checkpoints.open_gguf(assets.path_of("model", source.cache))
+        config, params = checkpoints.of_gguf(reader)
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return Model(config, params, checkpoints.tokenizer_of_gguf(reader))
+    folder = checkpoints.find_folder(source.model)
+    config, params = checkpoints.load_folder(folder, jnp.dtype(dtype))
+    tokenizer = checkpoints.tokenizer_of_folder(folder)
+    size, number = tokenizer.get_vocab_size(), len(params["embed"])
+    if size > number:
+        raise UsageError(f"{folder}: {size} tokens, in the model's table {number}")
+    return Model(config, params, tokenizer)
 
 
 def check_room(model: Model, length: int) -> None:
@@ -199,51 +123,38 @@ def load_splits(source: Source) -> tasks.Splits:
         return tasks.sst2(source.data)
     if source.data is not None:
         raise UsageError(f"--data {source.data} needs --task sst2")
-    cache = source.cache or assets.cache_folder()
-    return tasks.movie_reviews(assets.path_of("sentences", cache))
+    return tasks.movie_reviews(assets.path_of("sentences", source.cache))
 
 
-def _answers(
-    config: Config,
-    model: Params,
-    adapter: Adapter,
-    inputs: jax.Array,
-    last: jax.Array,
-    words: jax.Array,
-    text: Text | None = None,
-) -> jax.Array:
-    """Logits f32[B, 2] of the label words after each sentence, or of a head."""
-    states, kept = _states(config, model, adapter, inputs, last, text)
-    if "head" in adapter:
-        return head.margin_logits(adapter["head"], kept, states)
-    return word_logits(_tuned(model, adapter), states, words) + adapter.get("bias", 0.0)
+# -- what a model answers --------------------------------------------------------------
 
 
-def _tuned(model: Params, adapter: Adapter) -> Params:
-    """The model with the scales of an adapter that has some."""
-    if "scales" not in adapter:
-        return model
-    return quantized.with_floats(model, adapter["scales"])
-
-
-def _states(
-    config: Config,
-    model: Params,
-    adapter: Adapter,
-    inputs: jax.Array,
-    last: jax.Array,
-    text: Text | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """The last token's states: f[B, D] before the logits, f[L, B, D] after layers."""
-    adapter, model = tuning.lora_of_cores(adapter), _tuned(model, adapter)
-    x, soft = inputs, 0
+def _states(config, params, batch):
+    """The last token's states: f[L, B, D] after layers, f[B, D] before the logits."""
+    model, adapter = _tuned(params), tuning.lora_of_cores(params["adapter"])
+    x, text, last = batch.inputs, batch.text, batch.last
     if x.ndim == 2:
-        start = 0 if text is None else text.length
-        x = embed(config, model, inputs, adapter, start)
-        soft = x.shape[1] - inputs.shape[1]
-    x, own = run_layers(config, model["layers"], x, adapter, text, last + soft)
-    states = finish(config, model, x[jnp.arange(len(last)), last + soft])
-    return states, own["state"]
+        x = embed(config, model, x, adapter, 0 if text is None else text.length)
+        last = last + x.shape[1] - batch.inputs.shape[1]  # soft tokens
+    x, own = run_layers(config, model["layers"], x, adapter, text, last)
+    return own["state"], finish(config, model, x[jnp.arange(len(last)), last])
+
+
+def _tuned(params: dict[str, Any]) -> Params:
+    """The model with the scales and norms of an adapter that has some."""
+    model, adapter = params["model"], params["adapter"]
+    if "scales" in adapter:
+        model = quantized.with_floats(model, adapter["scales"])
+    return tuning.with_norms(model, adapter)
+
+
+def _answers(config, params, batch, words):
+    """Logits f32[B, 2] of the label words after each sentence, or of a head."""
+    states, final = _states(config, params, batch)
+    adapter = params["adapter"]
+    if "head" in adapter:
+        return head.margin_logits(adapter["head"], states, final)
+    return word_logits(_tuned(params), final, words) + adapter.get("bias", 0.0)
 
 
 def loss(
@@ -256,15 +167,7 @@ def loss(
     """
 
     def value_fn(params, batch):
-        logits = _answers(
-            config,
-            params["model"],
-            params["adapter"],
-            batch.inputs,
-            batch.last,
-            jnp.asarray(words),
-            batch.text,
-        )
+        logits = _answers(config, params, batch, jnp.asarray(words))
         if objective == "accuracy":
             return jnp.mean(logits.argmax(axis=1) != batch.labels, dtype=jnp.float32)
         if objective == "squared error":
@@ -279,51 +182,49 @@ _compiled_answers = jax.jit(_answers, static_argnums=0)
 _compiled_states = jax.jit(_states, static_argnums=0)
 
 
-def by_length(last: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """Rows of like lengths, with the width that each group needs."""
-    order = np.argsort(last, kind="stable")
-    groups = []
+def in_groups(
+    run: Callable[[Batch], Any], batch: Batch, tick: Tick = lambda share: None
+) -> Any:
+    """Runs sentences of like lengths together.
+
+    ``run`` returns a pytree whose first axis is one of the sentences that it is given;
+    the whole is returned in their order, as numpy.
+    """
+    last = batch.last if batch.text is None else batch.text.length - 1
+    order, whole = np.argsort(last, kind="stable"), None
     for start in range(0, len(order), ROWS):
         rows = order[start : start + ROWS]
-        groups.append((rows, -(-(int(last[rows].max()) + 1) // WIDTH) * WIDTH))
-    return groups
+        width = -(-(int(last[rows].max()) + 1) // WIDTH) * WIDTH
+        found = run(batch.cut(rows, width))
+        if whole is None:
+            empty = lambda leaf: np.zeros((len(last), *leaf.shape[1:]), leaf.dtype)
+            whole = jax.tree.map(empty, found)
+        leaves = zip(jax.tree.leaves(whole), jax.tree.leaves(found), strict=True)
+        for leaf, part in leaves:
+            leaf[rows] = part
+        tick((start + len(rows)) / len(order))
+    return whole
 
 
 def logits(
     config: Config, params: dict[str, Any], batch: Batch, words: np.ndarray
 ) -> np.ndarray:
-    """Logits f32[N, 2] of the label words, sentences of like lengths together."""
-    out = np.zeros((len(batch.labels), len(words)), np.float32)
-    last = batch.last if batch.text is None else batch.text.length - 1
-    for rows, width in by_length(last):
-        some = jax.tree.map(jnp.asarray, batch.cut(rows, width))
-        out[rows] = _compiled_answers(
-            config,
-            params["model"],
-            params["adapter"],
-            some.inputs,
-            some.last,
-            jnp.asarray(words),
-            some.text,
-        )
-    return out
+    """Logits f32[N, 2] of the label words."""
+    return in_groups(lambda some: _compiled_answers(config, params, some, words), batch)
 
 
 def states_of(
     config: Config, model: Params, adapter: Adapter, batch: Batch
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a head is fitted on, f[L, N, D] and f[N, D]: each sentence is run once."""
-    width = model["layers"]["q"].shape[1]
-    number, layers = len(batch.labels), len(model["layers"]["q"])
-    final = np.zeros((number, width), np.float32)
-    states = np.zeros((layers, number, width), np.float32)
-    last = batch.last if batch.text is None else batch.text.length - 1
-    for rows, size in by_length(last):
-        some = jax.tree.map(jnp.asarray, batch.cut(rows, size))
-        final[rows], states[:, rows] = _compiled_states(
-            config, model, adapter, some.inputs, some.last, some.text
-        )
-    return states, final
+    params = {"model": model, "adapter": adapter}
+
+    def run(some):
+        states, final = _compiled_states(config, params, some)
+        return np.moveaxis(states, 0, 1), final
+
+    states, final = in_groups(run, batch)
+    return np.moveaxis(states, 1, 0), final
 
 
 def evaluate(problem: Problem, params: dict[str, Any], batch: Batch) -> Score:
@@ -339,45 +240,11 @@ def floors(problem: Problem) -> Floors:
     bare = {"model": problem.params["model"], "adapter": {}}
     threshold = np.median(evaluate(problem, bare, problem.validation).margins)
     score = evaluate(problem, bare, problem.test)
-    labels = problem.test.labels
-    positive, negative = (score.margins[labels == i] for i in (1, 0))
-    above = positive[:, None] > negative
-    ties = positive[:, None] == negative
-    return Floors(
-        score.accuracy,
-        float(((score.margins > threshold) == labels).mean()),
-        score.cross_entropy,
-        float(np.mean(above + 0.5 * ties)),
-    )
+    calibrated = np.mean((score.margins > threshold) == problem.test.labels)
+    return Floors(score.accuracy, float(calibrated), score.cross_entropy)
 
 
-def _below(
-    config: Config,
-    model: Params,
-    bottom: int,
-    examples: Sequence[Examples],
-    tick: Callable[[float], None],
-) -> list[Batch]:
-    """Runs the layers below the tuned ones, once: their answers f32[N, T, D]."""
-    layers = jax.tree.map(lambda leaf: leaf[:bottom], model["layers"])
-    rest = {name: leaf for name, leaf in model.items() if name != "layers"}
-    first = model["layers"]["q"]
-
-    @jax.jit
-    def run(layers, rest, rows):
-        return run_layers(config, layers, embed(config, rest, rows, {}), {})[0]
-
-    total, done = sum(len(some.labels) for some in examples), 0
-    batches = []
-    for some in examples:
-        states = np.zeros((*some.tokens.shape, first.shape[1]), first.dtype)
-        for rows, length in by_length(some.last):
-            out = run(layers, rest, jnp.asarray(some.tokens[rows, :length]))
-            states[rows, :length] = np.asarray(out)
-            done += len(rows)
-            tick(done / total)
-        batches.append(Batch(states, some.last, some.labels))
-    return batches
+# -- what is run once ------------------------------------------------------------------
 
 
 def run_before(
@@ -404,162 +271,159 @@ def run_texts(
     model: Params,
     bottom: int,
     template: int,
-    examples: Examples,
-    tick: Callable[[float], None] = lambda share: None,
+    examples: Batch,
+    tick: Tick = lambda share: None,
 ) -> Batch:
-    """Runs what comes before the template's end, once.
+    """Runs what comes before the template's end, of so many tokens, once.
 
-    Args:
-      config: of the model.
-      model: its params.
-      bottom: layers below the tuned ones, whose answers are kept in place of tokens.
-      template: tokens of the template's end.
-      examples: sentences in their template.
-      tick: is called with the share of the work that is done.
-
-    Returns:
-      A :class:`Batch` with its text.
+    Where there are layers below the tuned ones, their answers are kept for tokens.
     """
-    first = model["layers"]["q"]
-    layers, width = first.shape[0] - bottom, first.shape[1]
-    run = functools.partial(_compiled_before, config, bottom=bottom)
+    length = examples.last + 1 - template
+    longest, places = int(length.max()), np.arange(template, dtype=np.int32)
+    room = ((0, 0), (0, 0), (0, longest), (0, 0), (0, 0))
 
-    number, length = len(examples.labels), examples.last + 1 - template
-    longest = int(length.max())
-    ends = length[:, None] + np.arange(template, dtype=np.int32)
-    shape = (number, layers, longest, config.kv_heads, config.head_size)
-    k, v = np.zeros(shape, first.dtype), np.zeros(shape, first.dtype)
-    inputs = np.take_along_axis(examples.tokens, ends, axis=1)
-    states = np.zeros((number, template, width), first.dtype)
-    done = 0
-    for rows, groups_width in by_length(examples.last):
-        tokens = jnp.asarray(examples.tokens[rows, :groups_width])
-        states[rows], own = run(model, tokens, jnp.asarray(ends[rows]))
-        kept = min(longest, groups_width)
-        k[rows, :, :kept] = own["k"][:, :, :kept]
-        v[rows, :, :kept] = own["v"][:, :, :kept]
-        done += len(rows)
-        tick(done / number)
-    last = np.full(number, template - 1, np.int32)
-    text = Text(k, v, length)
-    return Batch(states if bottom else inputs, last, examples.labels, text)
+    def run(some):
+        ends = some.last[:, None] + 1 - template + places
+        states, own = _compiled_before(config, model, some.inputs, ends, bottom=bottom)
+        kept = [np.pad(own[name], room)[:, :, :longest] for name in "kv"]
+        return states if bottom else np.take_along_axis(some.inputs, ends, 1), *kept
+
+    inputs, k, v = in_groups(run, examples, tick)
+    last = np.full(len(length), template - 1, np.int32)
+    return Batch(inputs, last, examples.labels, Text(k, v, length))
+
+
+def run_below(
+    config: Config, model: Params, bottom: int, examples: Batch, tick: Tick
+) -> Batch:
+    """Runs whole sentences through the layers below the tuned ones, once."""
+    width, layers = examples.inputs.shape[1], model["layers"]
+    layers = jax.tree.map(lambda leaf: leaf[:bottom], layers)
+
+    @jax.jit
+    def run(model, layers, tokens):
+        x, _ = run_layers(config, layers, embed(config, model, tokens, {}), {})
+        return jnp.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0)))
+
+    rest = {**model, "layers": {}}
+    states = in_groups(lambda some: run(rest, layers, some.inputs), examples, tick)
+    return examples._replace(inputs=states)
+
+
+def prepare(
+    recipe: Recipe,
+    model: Model,
+    examples: Sequence[Batch],
+    tick: Tick = lambda share: None,
+) -> tuple[Params, np.ndarray, list[Batch]]:
+    """(What of the model runs at each pass, rows of its label words, its inputs)."""
+    config, params, tokenizer = model
+    soft = recipe.tokens if recipe.tuning in ("prompt", "prefix") else 0
+    check_room(model, soft + max(some.inputs.shape[1] for some in examples))
+    words, bottom = tasks.word_ids(tokenizer), below(recipe, params)
+    batches = list(examples)
+    template = len(tasks.template_end(tokenizer))
+    for i, some in enumerate(examples):
+        share = lambda part, i=i: tick((i + part) / len(examples))
+        if recipe.after_text:
+            batches[i] = run_texts(config, params, bottom, template, some, share)
+        elif bottom:
+            batches[i] = run_below(config, params, bottom, some, share)
+    if not bottom:
+        return params, words, batches
+    top = {name: leaf for name, leaf in params.items() if name in TOP}
+    top["embed"] = params.get("head", params["embed"])[words]
+    top["layers"] = jax.tree.map(lambda leaf: leaf[bottom:], params["layers"])
+    return top, np.arange(len(words), dtype=np.int32), batches
+
+
+def below(recipe: Recipe, params: Params) -> int:
+    """How many layers lie below the tuned ones."""
+    layers = len(params["layers"]["q"])
+    if recipe.top > layers:
+        raise UsageError(f"top must be at most {layers}, got {recipe.top}")
+    return layers - (recipe.top or layers)
+
+
+# -- what is tuned ---------------------------------------------------------------------
 
 
 def make(
     recipe: Recipe,
     model: Model,
     splits: tasks.Splits,
-    tick: Callable[[float], None] = lambda share: None,
+    tick: Tick = lambda share: None,
 ) -> Problem:
     """Makes a recipe's problem from a model and sentences.
-
-    Args:
-      recipe: what is tuned, and on how many sentences.
-      model: pretrained.
-      splits: sentences.
-      tick: is called with the share of the work that is done.
-
-    Returns:
-      The :class:`Problem`.
 
     Raises:
       UsageError: where the recipe does not fit the model or the sentences.
     """
-    tokenizer = model.tokenizer
+    config, params, tokenizer = model
     train = tasks.encode(tokenizer, splits.train, recipe.longest)
     if len(train.labels) < recipe.batch:
         raise UsageError(
             f"{len(train.labels)} training sentences have at most {recipe.longest}"
             f" tokens, fewer than a batch of {recipe.batch}"
         )
-    train = train.take(np.arange(min(recipe.sentences, len(train.labels))))
+    train = train.take(slice(recipe.sentences))
     held_out = [
         tasks.encode(tokenizer, sentences, LONGEST, truncate=True)
         for sentences in (splits.validation, splits.test)
     ]
-    return assemble(recipe, model, (train, *held_out), tick)
-
-
-def assemble(
-    recipe: Recipe,
-    model: Model,
-    examples: Sequence[Examples],
-    tick: Callable[[float], None] = lambda share: None,
-) -> Problem:
-    """Makes the problem of tokens for training, validation and test."""
-    config, params, tokenizer = model
-    words = tasks.word_ids(tokenizer)
-    layers = params["layers"]["q"].shape[0]
-    if recipe.top > layers:
-        raise UsageError(f"top must be at most {layers}, got {recipe.top}")
-    soft = recipe.tokens if recipe.tuning in ("prompt", "prefix") else 0
-    check_room(model, soft + max(some.tokens.shape[1] for some in examples))
     lacking = [x for x in matrix_names(recipe) if x not in params["layers"]]
     if recipe.tuning in ("lora", "cores") and lacking:
         raise UsageError(f"matrices: this model has no {', '.join(lacking)}")
     if recipe.head != "words":  # now, and not after all steps
-        head.check_labels(examples[0].labels)
-    bottom = layers - recipe.top if recipe.top else 0
-    if recipe.after_text:
-        template = len(tasks.template_end(tokenizer))
-        batches = []
-        for i, some in enumerate(examples):
-            share = lambda part, i=i: tick((i + part) / len(examples))
-            batches.append(run_texts(config, params, bottom, template, some, share))
-    elif bottom:
-        batches = _below(config, params, bottom, examples, tick)
-    else:
-        batches = [Batch(*some) for some in examples]
-    if bottom:
-        params = _top(params, bottom, words)
-        words = np.arange(len(words), dtype=np.int32)
+        head.check_labels(train.labels)
+    bottom = below(recipe, params)
+    params, words, batches = prepare(recipe, model, (train, *held_out), tick)
     # Virtual tokens start as those of a text that fits the task, repeated as needed.
     ids = tokenizer.encode(START, add_special_tokens=False).ids
     virtual = np.resize(np.asarray(ids, np.int32), recipe.tokens)
-    adapter = start_adapter(recipe, config, params, virtual)
     if recipe.tuning == "cores":
         adapter = _cores(recipe, config, params, batches[0], words)
+    else:
+        adapter = start_adapter(recipe, config, params, virtual)
+    if recipe.norms:
+        adapter |= tuning.norms(params)
     if recipe.head == "before":
         read = states_of(config, params, adapter, batches[0])
-        adapter["head"] = head.fit(*read, batches[0].labels, bottom)
+        adapter["head"] = head.fit(*read, train.labels, bottom)
+    parts = {"model": params, "adapter": adapter}
     if recipe.calibrate:
-        start = {"model": params, "adapter": adapter}
-        margins = np.diff(logits(config, start, batches[0].take(CALIBRATION), words))
+        margins = np.diff(logits(config, parts, batches[0].take(CALIBRATION), words))
         half = np.median(margins) / 2
         adapter["bias"] = jnp.asarray([half, -half], jnp.float32)
     masks = trainable_and_stacked(recipe, params, adapter)
-    parts = {"model": params, "adapter": adapter}
     return Problem(config, parts, *masks, words, *batches, bottom=bottom)
 
 
-def _cores(
-    recipe: Recipe, config: Config, params: Params, batch: Batch, words: np.ndarray
-) -> Adapter:
+def _cores(recipe, config, params, batch, words):
     """Cores between directions of training sentences, each of them run once more."""
-    number = PREDICTING if recipe.predicting else CALIBRATION
-    some = jax.tree.map(jnp.asarray, batch.take(number))
+    some = batch.take(PREDICTING if recipe.predicting else CALIBRATION)
+    some = jax.tree.map(jnp.asarray, some)
     labels = some.labels.astype(jnp.float32) if recipe.predicting else None
-    answers = lambda model: _answers(
-        config, model, {}, some.inputs, some.last, words, some.text
-    )
+    bare = lambda model: {"model": model, "adapter": {}}
+    answers = lambda model: _answers(config, bare(model), some, words)
     names = matrix_names(recipe)
-    return tuning.cores(answers, params, recipe.rank, names=names, labels=labels)
+    return tuning.cores(answers, params, recipe.rank, names, labels)
 
 
 def start_adapter(
     recipe: Recipe, config: Config, params: Params, virtual: np.ndarray
 ) -> Adapter:
     """The adapter before the first step; virtual i32[S] are a prompt's real tokens."""
-    if recipe.tuning == "all":
-        return {}
-    if recipe.tuning == "scales":
-        return {"scales": quantized.floats(params)}
-    if recipe.tuning == "lora":
-        key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
-        return tuning.lora(params, recipe.rank, key, names=matrix_names(recipe))
-    if recipe.tuning == "prompt":
-        return tuning.soft_prompt(params, virtual)
-    return tuning.prefix(config, params, virtual)
+    key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
+    names = matrix_names(recipe)
+    return {
+        "all": lambda: {},
+        "scales": lambda: {"scales": quantized.floats(params)},
+        "lora": lambda: tuning.lora(params, recipe.rank, key, names),
+        "norms": lambda: tuning.norms(params),
+        "prompt": lambda: tuning.soft_prompt(params, virtual),
+        "prefix": lambda: tuning.prefix(config, params, virtual),
+    }[recipe.tuning]()
 
 
 def with_seed(problem: Problem, recipe: Recipe) -> Problem:
@@ -568,9 +432,8 @@ def with_seed(problem: Problem, recipe: Recipe) -> Problem:
         return problem
     model, adapter = problem.params["model"], problem.params["adapter"]
     fresh = start_adapter(recipe, problem.config, model, np.zeros(0, np.int32))
-    return dataclasses.replace(
-        problem, params={"model": model, "adapter": adapter | fresh}
-    )
+    params = {"model": model, "adapter": adapter | fresh}
+    return dataclasses.replace(problem, params=params)
 
 
 def trainable_and_stacked(
@@ -580,20 +443,12 @@ def trainable_and_stacked(
     flags: Adapter = {part: part not in FIXED for part in adapter}
     if recipe.freeze_a:
         flags["lora"] = {name: {"a": False, "b": True} for name in adapter["lora"]}
-    trainable = {"model": recipe.tuning == "all", "adapter": flags}
     slices = lambda part: {name: name in STACKED for name in part}
-    of_adapter = {"scales": slices(adapter["scales"])} if "scales" in adapter else {}
-    of_adapter = {part: of_adapter.get(part, False) for part in adapter}
-    return trainable, {"model": slices(params), "adapter": of_adapter}
-
-
-def _top(params: Params, bottom: int, words: np.ndarray) -> Params:
-    """The part of a model that runs above cached answers."""
-    kept = {
-        name: leaf
-        for name, leaf in params.items()
-        if name in ("norm", "norm_bias", "project_out")
+    stacked = {
+        part: slices(leaf) if part == "scales" else False
+        for part, leaf in adapter.items()
     }
-    kept["embed"] = params.get("head", params["embed"])[words]
-    kept["layers"] = jax.tree.map(lambda leaf: leaf[bottom:], params["layers"])
-    return kept
+    return (
+        {"model": recipe.tuning == "all", "adapter": flags},
+        {"model": slices(params), "adapter": stacked},
+    )

@@ -4,16 +4,12 @@ What is tuned stays in floats: adapters beside the matrices, or their scales. On
 a layer or a token needs is ever turned into floats.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-
-__all__ = ["Quantized", "dequantize", "floats", "product", "quantize", "with_floats"]
 
 Params = dict[str, Any]
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")  # [L, inputs, outputs]
@@ -42,8 +38,8 @@ class Quantized:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, which: Any) -> Quantized:
-        return Quantized(self.values[which], self.scale[which])
+    def __getitem__(self, which: Any) -> Self:
+        return jax.tree.map(lambda leaf: leaf[which], self)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -55,14 +51,7 @@ def _quantized(array: jax.Array, axis: int) -> Quantized:
 
 
 def quantize(params: Params) -> Params:
-    """Quantises the layers' matrices by output and the tables by row.
-
-    Args:
-      params: of a model, in floats.
-
-    Returns:
-      The same, with a :class:`Quantized` in place of each matrix and table.
-    """
+    """Quantises a model's matrices by output and its tables by row."""
     layers = {
         name: _quantized(leaf, -2) if name in MATRICES else leaf
         for name, leaf in params["layers"].items()
@@ -75,27 +64,24 @@ def dequantize(x: jax.Array | Quantized) -> jax.Array:
     """The floats that these stand for; an array as it is."""
     if not isinstance(x, Quantized):
         return x
-    return x.values.astype(x.scale.dtype) * (x.scale / LARGEST)
+    return x.values.astype(x.dtype) * (x.scale / LARGEST)
 
 
 def product(x: jax.Array, matrix: jax.Array | Quantized) -> jax.Array:
     """x @ matrix; a quantised one's scale is of the products, so it comes last."""
     if not isinstance(matrix, Quantized):
         return x @ matrix
-    return (x @ matrix.values.astype(x.dtype)) * (matrix.scale / LARGEST).astype(
-        x.dtype
-    )
+    scale = (matrix.scale / LARGEST).astype(x.dtype)
+    return (x @ matrix.values.astype(x.dtype)) * scale
 
 
 def floats(params: Params) -> Params:
     """What can be tuned of a quantised model: scales, norms and biases."""
-    found: Params = {}
-    for name, leaf in params.items():
-        if isinstance(leaf, dict):
-            found[name] = floats(leaf)
-        elif name not in WHOLE:
-            found[name] = leaf.scale if isinstance(leaf, Quantized) else leaf
-    return found
+    return {
+        name: floats(leaf) if isinstance(leaf, dict) else getattr(leaf, "scale", leaf)
+        for name, leaf in params.items()
+        if name not in WHOLE
+    }
 
 
 def with_floats(params: Params, tuned: Params) -> Params:
@@ -104,8 +90,8 @@ def with_floats(params: Params, tuned: Params) -> Params:
     for name, leaf in tuned.items():
         old = params[name]
         if isinstance(old, dict):
-            out[name] = with_floats(old, leaf)
-        else:
-            is_quantized = isinstance(old, Quantized)
-            out[name] = Quantized(old.values, leaf) if is_quantized else leaf
+            leaf = with_floats(old, leaf)
+        elif isinstance(old, Quantized):
+            leaf = Quantized(old.values, leaf)
+        out[name] = leaf
     return out

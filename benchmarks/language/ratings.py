@@ -5,82 +5,52 @@ the floor; cores then move these states, with forward passes only, and lower the
 error. Beside both: the mean of the training ratings.
 """
 
-from __future__ import annotations
-
 import dataclasses
+import functools
 import time
 from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from rich.table import Table
 
 from benchmarks.language import assets, head, problem, tasks, training
 from benchmarks.language.problem import Batch, Model, Problem, Source
 from benchmarks.language.recipe import PRESETS, Recipe, queries
-from benchmarks.study import COLOURS, Cell, Row, Study, Tick, tabulate
+from benchmarks.speed.timing import bars
+from benchmarks.study import Cell, Row, Study, Tables, Tick
 
-LONGEST = 32  # tokens of a training tweet with the template
-SENTENCES = 2800
 QUICK, FULL = 100, 600  # steps
-MEAN, FLOOR, TUNED = "mean rating", "ridge on frozen states", "cores, tuned"
-
-
-def recipe_of(steps: int) -> Recipe:
-    """Cores on what the head reads; its step size is for errors of squared ratings."""
-    return dataclasses.replace(
-        PRESETS["cores-zo"][1],
-        calibrate=False,
-        head="words",  # one is fitted here, to ratings
-        steps=steps,
-        longest=LONGEST,
-        sentences=SENTENCES,
-    )
+# Cores on what the head reads; their step size is for errors of squared ratings. The
+# head that answers is fitted here, to ratings, and tweets are longer than sentences.
+RECIPE = PRESETS["cores-zo"][1].replace(
+    calibrate=False, head="words", longest=32, sentences=2800
+)
 
 
 def ready(model: Model, recipe: Recipe, source: Source, tick: Tick) -> Problem:
     """The tweets' problem, its labels ratings, its start the head on frozen states."""
-    cache = source.cache or assets.cache_folder()
-    splits, ratings = tasks.rated(assets.path_of("tweets", cache))
-    train = tasks.encode(model.tokenizer, splits.train, recipe.longest)
-    train = train.take(np.arange(min(recipe.sentences, len(train.labels))))
-    held_out = [
-        tasks.encode(model.tokenizer, some, problem.LONGEST, truncate=True)
-        for some in (splits.validation, splits.test)
-    ]
-    examples = [
-        some._replace(labels=ratings[some.labels]) for some in (train, *held_out)
-    ]
-    return with_head(problem.assemble(recipe, model, examples, tick))
-
-
-def with_head(made: Problem) -> Problem:
-    """The same problem, from a ridge regression on its training states on."""
+    tweets = tasks.rated(assets.path_of("tweets", source.cache))
+    made = problem.make(recipe, model, tweets, tick)
     params, adapter = made.params["model"], made.params["adapter"]
     states, final = problem.states_of(made.config, params, adapter, made.train)
     fitted = head.fit(states, final, made.train.labels, made.bottom, head.ridge)
-    trainable = made.trainable["adapter"] | {"head": False}
-    stacked = made.stacked["adapter"] | {"head": False}
+    flag = lambda parts: parts | {"adapter": parts["adapter"] | {"head": False}}
     return dataclasses.replace(
         made,
         params={"model": params, "adapter": adapter | {"head": fitted}},
-        trainable=made.trainable | {"adapter": trainable},
-        stacked=made.stacked | {"adapter": stacked},
+        trainable=flag(made.trainable),
+        stacked=flag(made.stacked),
     )
 
 
 def errors(estimates: np.ndarray, ratings: np.ndarray) -> Row:
     """Root mean square and mean absolute error, in ratings; Pearson's correlation."""
     away = np.asarray(estimates, np.float64) - ratings
-    constant = np.ptp(estimates) == 0
-    correlation = np.nan if constant else np.corrcoef(estimates, ratings)[0, 1]
-    return {
-        "rmse": float(np.sqrt(np.mean(away**2))),
-        "mae": float(np.mean(np.abs(away))),
-        "correlation": float(correlation),
-    }
+    with np.errstate(invalid="ignore"):  # constants have no correlation
+        correlation = np.corrcoef(estimates, ratings)[0, 1]
+    rmse, mae = np.sqrt(np.mean(away**2)), np.mean(np.abs(away))
+    return {"rmse": rmse, "mae": mae, "correlation": correlation}
 
 
 def estimates(made: Problem, adapter: Any, batch: Batch) -> np.ndarray:
@@ -96,10 +66,9 @@ def tuned(made: Problem, recipe: Recipe, tick: Tick) -> Any:
     step = jax.jit(step)
     frozen = {"model": made.params["model"]}
     adapter, state = made.params["adapter"], opt.init(made.params)
-    number = len(made.train.labels)
     for i in range(recipe.steps):
-        rows = training.batch_rows(recipe, number, i)
-        batch = training.on_device(made.train, rows)
+        rows = training.batch_rows(recipe, len(made.train.labels), i)
+        batch = made.train.take(rows)
         adapter, state, _ = step(adapter, state, frozen, batch)
         tick((i + 1) / recipe.steps)
     return adapter
@@ -107,75 +76,36 @@ def tuned(made: Problem, recipe: Recipe, tick: Tick) -> Any:
 
 def measure(steps: int, seed: int, tick: Tick) -> list[Row]:
     """The mean, the floor and the tuned cores on the same test tweets."""
-    source, recipe = Source(), dataclasses.replace(recipe_of(steps), seed=seed)
-    begin = time.monotonic()
+    recipe = RECIPE.replace(steps=steps, seed=seed)
+    begin, source = time.monotonic(), Source()
     model = problem.load_model(source)
     made = ready(model, recipe, source, lambda share: tick(share / 3))
-    seconds = time.monotonic() - begin
-    ratings = made.test.labels
-    mean = np.full(len(ratings), made.train.labels.mean())
-    start = made.params["adapter"]
-    common = {"seed": seed, "sentences": len(made.train.labels), "tests": len(ratings)}
-    rows = [
-        {"method": MEAN, "passes": 0, **errors(mean, ratings)},
-        {
-            "method": FLOOR,
-            "passes": 0,
-            "seconds": seconds,
-            **errors(estimates(made, start, made.test), ratings),
-        },
-    ]
+    prepared, start = time.monotonic() - begin, made.params["adapter"]
     end = tuned(made, recipe, lambda share: tick((1 + 2 * share) / 3))
-    rows.append(
-        {
-            "method": TUNED,
-            "passes": steps * queries(recipe),
-            "seconds": time.monotonic() - begin,
-            **errors(estimates(made, end, made.test), ratings),
-        }
-    )
-    return [common | row for row in rows]
+    ratings = made.test.labels
+    found = {
+        "mean rating": np.full(len(ratings), made.train.labels.mean()),
+        "ridge on frozen states": estimates(made, start, made.test),
+        "cores, tuned": estimates(made, end, made.test),
+    }
+    passes, seconds = steps * queries(recipe), time.monotonic() - begin
+    cost = ((0, 0.0), (0, prepared), (passes, seconds))
+    return [
+        {"name": name, **errors(values, ratings), "passes": number, "minutes": own / 60}
+        for (name, values), (number, own) in zip(found.items(), cost, strict=True)
+    ]
 
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
-    """One run: its start is the floor."""
-    return {"ratings": lambda tick: measure(FULL if full else QUICK, seed, tick)}
+    return {"ratings": functools.partial(measure, FULL if full else QUICK, seed)}
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
-    rows = [
-        [
-            row.method,
-            f"{row.rmse:.3f}",
-            f"{row.mae:.3f}",
-            "" if pd.isna(row.correlation) else f"{row.correlation:.3f}",
-            f"{row.passes:,}",
-            "" if pd.isna(row.seconds) else f"{row.seconds / 60:.1f}",
-        ]
-        for row in frame.itertuples()
-    ]
-    columns = ["", "root mean\nsquare error", "mean absolute\nerror"]
-    columns += ["correlation", "forward passes\nof a batch", "minutes"]
-    title = f"Ratings from -4 to 4 of {frame['tests'].iloc[0]} test tweets"
-    return [tabulate(title, columns, rows)]
+def tables(frame: pd.DataFrame) -> Tables:
+    columns = ["rmse", "mae", "correlation", "passes", "minutes"]
+    found = frame.set_index("name")[columns]
+    found[columns[:3]] = found[columns[:3]].map("{:.3f}".format)
+    return {"Ratings from -4 to 4 of test tweets; passes of a batch": found}
 
 
-def findings(frame: pd.DataFrame) -> list[str]:
-    at = frame.set_index("method")
-    return [
-        f"{at.loc[TUNED, 'passes']:,.0f} forward passes of a batch change the floor's"
-        f" error of {at.loc[FLOOR, 'rmse']:.3f} to {at.loc[TUNED, 'rmse']:.3f} ratings;"
-        f" the mean rating's is {at.loc[MEAN, 'rmse']:.3f}."
-    ]
-
-
-def figure(frame: pd.DataFrame) -> Figure:
-    out = Figure(figsize=(5, 2.2), layout="constrained")
-    axis = out.subplots()
-    axis.barh(frame["method"], frame["rmse"], color=COLOURS[: len(frame)])
-    axis.invert_yaxis()
-    axis.set(xlabel="root mean square error, ratings")
-    return out
-
-
-STUDY = Study("Language: ratings", cells, tables, findings, figure)
+FIGURE = functools.partial(bars, x="rmse", y="name", hue="name")
+STUDY = Study("Language: ratings", cells, tables, lambda frame: [], FIGURE)

@@ -1,31 +1,17 @@
 """A recipe: what is tuned, how the gradient is estimated, and what is done with it."""
 
-from __future__ import annotations
-
-import dataclasses
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import jax
 import optax
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 import zojax
-from benchmarks import LARGEST, UsageError
-from benchmarks.language.tuning import TUNINGS
+from benchmarks import UsageError
 from zojax import perturbations
-
-__all__ = [
-    "ESTIMATORS",
-    "PRESETS",
-    "Recipe",
-    "matrix_names",
-    "optimizer",
-    "queries",
-    "read",
-]
 
 SAMPLERS = {
     "gaussian": perturbations.gaussian,
@@ -44,192 +30,185 @@ ESTIMATORS = {
     "dap": lambda k: k + 1,
     "first-order": lambda k: 1,
 }
+DIFFERENCES = {"two-sided": "central", "one-sided": "forward", "mean": "mean"}
+DIFFERENCES |= {"leave-one-out": "leave_one_out"}
 LAZY = ("scales", "all")  # noise is drawn layer by layer
 # Settings that some ways of tuning have.
 NEEDS = {
-    "top": ("lora", "cores"),
+    "top": ("lora", "cores", "norms"),
+    "norms": ("lora", "cores"),
     "freeze_a": ("lora",),
     "predicting": ("cores",),
-    "after_text": ("lora", "cores", "prompt"),
-    "head": ("lora", "cores"),
+    "after_text": ("lora", "cores", "norms", "prompt"),
+    "head": ("lora", "cores", "norms"),
 }
+SHAPED = ("two-sided", "mean", "leave-one-out")
 OBJECTIVES = ("cross-entropy", "accuracy")
-OPTIMIZERS = ("sgd", "momentum", "adam", "radazo")
-HEADS = ("words", "before", "after")
 # What each letter of ``matrices`` names.
 NAMES = {"g": "gate", "u": "up", "d": "down", **{name: name for name in "qkvo"}}
-SCHEDULES = ("constant", "linear", "cosine")
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]  # counts are 32-bit in JAX
+CountOrZero = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Positive = Annotated[float, Field(gt=0)]
+Matrices = Literal["od", "qv", "qk", "qkv", "qkvo", "qkvod", "ogud", "qkvogud"]
 
 
-def _option(
-    default: Any, help: str, choices: Sequence[str] = (), least: int = 1
-) -> Any:
-    return dataclasses.field(
-        default=default, metadata={"help": help, "choices": choices, "least": least}
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(
+    BaseModel,
+    frozen=True,
+    extra="forbid",
+    strict=True,
+    allow_inf_nan=False,
+    use_attribute_docstrings=True,
+):
     """Settings of a run; each field is an option of the command, with its help."""
 
-    tuning: str = _option("lora", "what is tuned", TUNINGS)
-    top: int = _option(
-        0,
-        "how many of the last layers LoRA and cores adapt, 0 for all; what the layers"
-        " below answer never changes and is computed once",
-        least=0,
+    tuning: Literal["lora", "cores", "norms", "prompt", "prefix", "scales", "all"] = (
+        "lora"
     )
-    rank: int = _option(8, "of LoRA; the side of cores")
-    matrices: str = _option(
-        "qv",
-        "what LoRA and cores adapt: q, k, v, o of the attention, g, u, d (gate, up,"
-        " down) of the MLP",
-        ("od", "qv", "qk", "qkv", "qkvo", "qkvod", "ogud", "qkvogud"),
-    )
-    predicting: bool = _option(
-        False,
-        "cores have one input direction, the one that predicts the label, in the place"
-        " of so many principal ones",
-    )
-    freeze_a: bool = _option(False, "tune only the B of LoRA's A B")
-    after_text: bool = _option(
-        False,
-        "LoRA and cores adapt the template's last words alone, virtual tokens come"
-        " before them: the text before is run once, a pass runs what follows",
-    )
-    tokens: int = _option(10, "virtual tokens of a prompt or a prefix")
-    objective: str = _option(
-        "cross-entropy",
-        "what is lowered: the cross-entropy, or the share of wrong labels itself, which"
-        " has no gradient: a larger smoothing and batch then",
-        OBJECTIVES,
-    )
-    estimator: str = _option("two-sided", "of the gradient", tuple(ESTIMATORS))
-    sampler: str = _option("rademacher", "of directions", tuple(SAMPLERS))
-    directions: int = _option(1, "K, a step")
-    smoothing: float = _option(1e-3, "mu")
-    history: int = _option(0, "past steps that zoar reuses", least=0)
-    optimizer: str = _option("sgd", "what is done with the gradient", OPTIMIZERS)
-    learning_rate: float = _option(2e-2, "at the start")
-    schedule: str = _option("linear", "decay of the learning rate to 0", SCHEDULES)
-    clip: float = _option(
-        3.0,
-        "bound of each directional derivative, with zoar and dap of |gradient| /"
-        " sqrt(d); 0 for none",
-    )
-    steps: int = _option(500, "of the optimizer")
-    batch: int = _option(16, "sentences a step")
-    longest: int = _option(
-        24,
-        "tokens of a training sentence with its template; longer ones are left out",
-        least=8,
-    )
-    sentences: int = _option(2048, "at most so many are trained on")
-    calibrate: bool = _option(
-        False,
-        "start from calibrated zero-shot: a constant on the label words' logits puts"
-        " the median margin of the training sentences at 0, without their labels",
-    )
-    head: str = _option(
-        "words",
-        "what answers: the label words, or a logistic regression on the model's own"
-        " states of the training sentences, fitted before the steps or after them",
-        HEADS,
-    )
-    dtype: str = _option(
-        "float32",
-        "of the model; int8 holds its matrices in int8, with float scales",
-        ("float32", "bfloat16", "int8"),
-    )
-    seed: int = _option(
-        0, "of the order of sentences, LoRA's start and the directions", least=0
-    )
+    """what is tuned"""
+    top: CountOrZero = 0
+    """how many of the last layers LoRA, cores and norms adapt, 0 for all; what the
+    layers below answer never changes and is computed once"""
+    rank: Count = 8
+    """of LoRA; the side of cores"""
+    matrices: Matrices = "qv"
+    """what LoRA and cores adapt: q, k, v, o of the attention, g, u, d (gate, up, down)
+    of the MLP"""
+    predicting: bool = False
+    """cores have one input direction, the one that predicts the label, in the place of
+    so many principal ones"""
+    norms: bool = False
+    """LoRA and cores have the scales of the layers' norms tuned beside them"""
+    freeze_a: bool = False
+    """tune only the B of LoRA's A B"""
+    after_text: bool = False
+    """LoRA, cores and norms adapt the template's last words alone, virtual tokens come
+    before them: the text before is run once, a pass runs what follows"""
+    tokens: Count = 10
+    """virtual tokens of a prompt or a prefix"""
+    objective: Literal["cross-entropy", "accuracy"] = "cross-entropy"
+    """what is lowered: the cross-entropy, or the share of wrong labels itself, which
+    has no gradient: a larger smoothing and batch then"""
+    estimator: Literal[*ESTIMATORS] = "two-sided"
+    """of the gradient"""
+    sampler: Literal[*SAMPLERS] = "rademacher"
+    """of directions"""
+    directions: Count = 1
+    """K, a step"""
+    smoothing: Positive = 1e-3
+    """mu"""
+    shaping: Literal["none", "z-score"] = "none"
+    """z-score divides the estimate by the spread of a step's values (normalised steps;
+    needs clip 0 and another learning rate)"""
+    history: CountOrZero = 0
+    """past steps that zoar reuses"""
+    optimizer: Literal["sgd", "momentum", "adam", "radazo"] = "sgd"
+    """what is done with the gradient"""
+    learning_rate: Positive | Literal["auto"] = 2e-2
+    """at the start; auto: the one that lowers the objective most there, in the mean,
+    from slopes and curvatures along 16 estimates (zojax.diagnose)"""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """decay of the learning rate to 0"""
+    clip: Annotated[float, Field(ge=0)] = 3.0
+    """bound of each directional derivative, with zoar and dap of |gradient| / sqrt(d);
+    0 for none"""
+    steps: Count = 500
+    """of the optimizer"""
+    batch: Count = 16
+    """sentences a step"""
+    late_batch: CountOrZero = 0
+    """sentences a step in the last half of the steps; 0: as before"""
+    longest: Annotated[Count, Field(ge=8)] = 24
+    """tokens of a training sentence with its template; longer ones are left out"""
+    sentences: Count = 2048
+    """at most so many are trained on"""
+    calibrate: bool = False
+    """start from calibrated zero-shot: a constant on the label words' logits puts the
+    median margin of the training sentences at 0, without their labels"""
+    head: Literal["words", "before", "after"] = "words"
+    """what answers: the label words, or a logistic regression on the model's own states
+    of the training sentences, fitted before the steps or after them"""
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """of the model; int8 holds its matrices in int8, with float scales"""
+    seed: CountOrZero = 0
+    """of the order of sentences, LoRA's start and the directions"""
 
-    def __post_init__(self):
-        """Checks what argparse does not see: recipes are also read from files."""
-        for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
-            choices, least = field.metadata["choices"], field.metadata["least"]
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if choices and value not in choices:
-                raise UsageError(f"{name} must be one of {choices}, got {value!r}")
-            if field.type == "int" and not (
-                type(value) is int and least <= value <= LARGEST
-            ):
-                raise UsageError(
-                    f"{name} must be a whole number from {least} to {LARGEST}, got"
-                    f" {value!r}"
-                )
-            if field.type == "float" and not (
-                number
-                and math.isfinite(value)
-                and (value > 0 or (name == "clip" and value == 0))
-            ):
-                bound = ">= 0" if name == "clip" else "> 0"
-                raise UsageError(f"{name} must be a number {bound}, got {value!r}")
-            if field.type == "bool" and not isinstance(value, bool):
-                raise UsageError(f"{name} must be true or false, got {value!r}")
+    def __init__(self, **fields: Any):
+        """Turns pydantic's errors into one line."""
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UsageError(
+                f"{first['loc'][0]}: {first['msg']}, got {first['input']!r}"
+            ) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """The same recipe with some other settings."""
+        return type(self)(**self.model_dump() | changes)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """Checks what concerns several fields."""
+
+        def need(fits: bool, message: str) -> None:
+            if not fits:
+                raise UsageError(message)
+
+        tuning, estimator, k = self.tuning, self.estimator, self.directions
         for name, tunings in NEEDS.items():
-            chosen = (
-                getattr(self, name) != type(self).__dataclass_fields__[name].default
+            fits = tuning in tunings or getattr(self, name) == default(name)
+            need(fits, f"{name} needs tuning {' or '.join(tunings)}, got {tuning!r}")
+        uncalibrated = self.head != "before" or not self.calibrate
+        need(uncalibrated, "head before leaves no words to calibrate: choose one")
+        for name in ("batch", "late_batch"):
+            size, most = getattr(self, name), self.sentences
+            need(size <= most, f"{name} must be at most sentences, {most}, got {size}")
+        if self.shaping != "none":
+            fits = estimator in SHAPED
+            need(fits, f"shaping needs estimator {', '.join(SHAPED)}, got {estimator}")
+            need(not self.clip, "clip must be 0 with shaping, which bounds the weights")
+        if self.learning_rate == "auto":
+            need(
+                estimator in DIFFERENCES
+                and (self.optimizer, self.shaping) == ("sgd", "none"),
+                f"learning_rate auto needs estimator {', '.join(DIFFERENCES)},"
+                " optimizer sgd and shaping none",
             )
-            if chosen and self.tuning not in tunings:
-                raise UsageError(
-                    f"{name} needs tuning {' or '.join(tunings)}, got {self.tuning!r}"
-                )
-        if self.head == "before" and self.calibrate:
-            raise UsageError("head before leaves no words to calibrate: choose one")
-        if self.batch > self.sentences:
-            raise UsageError(
-                f"batch must be at most sentences, {self.sentences}, got {self.batch}"
+        if self.dtype == "bfloat16" and tuning not in ("lora", "cores"):
+            need(
+                self.smoothing >= 1e-3 or estimator == "first-order",
+                f"smoothing must be >= 1e-3 for {tuning} in bfloat16, which rounds"
+                f" smaller perturbations away, got {self.smoothing}",
             )
-        rounded = self.dtype == "bfloat16" and self.tuning not in ("lora", "cores")
-        if rounded and self.smoothing < 1e-3 and self.estimator != "first-order":
-            raise UsageError(
-                f"smoothing must be >= 1e-3 for {self.tuning} in bfloat16, which rounds"
-                f" smaller perturbations away, got {self.smoothing}"
-            )
-        if self.objective == "accuracy" and self.estimator == "first-order":
-            raise UsageError("objective accuracy has no gradient: not first-order")
-        least = {"mean": 2, "leave-one-out": 2, "dap": 2}.get(self.estimator, 1)
-        if self.estimator == "dap" and self.sampler == "simplex":
-            least = 4  # each of its stages needs two
-        if self.directions < least:
-            raise UsageError(
-                f"directions must be >= {least} for {self.estimator}, got"
-                f" {self.directions}"
-            )
-        if self.estimator == "leave-one-out" and self.sampler == "simplex":
-            raise UsageError(
-                "estimator must be mean for simplex, whose directions sum to zero, got"
-                f" {self.estimator!r}"
-            )
-        power_of_two = self.directions > 1 and not self.directions & self.directions - 1
-        if self.sampler == "simplex" and not power_of_two:
-            raise UsageError(
-                f"directions must be a power of 2 for simplex, got {self.directions}"
-            )
-        if self.tuning == "all" and self.dtype == "int8":
-            raise UsageError("tuning all needs floats, not int8: tune scales there")
-        if self.tuning == "scales" and self.dtype != "int8":
-            raise UsageError(f"tuning scales needs dtype int8, got {self.dtype!r}")
-        if self.tuning in LAZY and self.sampler not in ("gaussian", "rademacher"):
-            raise UsageError(
-                "sampler must be gaussian or rademacher, drawn layer by layer, for"
-                f" tuning {self.tuning}, got {self.sampler!r}"
-            )
+        fits = self.objective != "accuracy" or estimator != "first-order"
+        need(fits, "objective accuracy has no gradient: not first-order")
+        least = 1 + (estimator in ("mean", "leave-one-out", "dap"))
+        if self.sampler == "simplex":
+            least = 4 if estimator == "dap" else 2  # each of dap's stages needs two
+            fits = k.bit_count() == 1
+            need(fits, f"directions must be a power of 2 for simplex, got {k}")
+            fits = estimator != "leave-one-out"
+            need(fits, "estimator must be mean for simplex: directions sum to zero")
+        need(k >= least, f"directions must be >= {least} for {estimator}, got {k}")
+        fits = tuning != "all" or self.dtype != "int8"
+        need(fits, "tuning all needs floats, not int8: tune scales there")
+        fits = tuning != "scales" or self.dtype == "int8"
+        need(fits, f"tuning scales needs dtype int8, got {self.dtype!r}")
+        need(
+            tuning not in LAZY or self.sampler in ("gaussian", "rademacher"),
+            "sampler must be gaussian or rademacher, drawn layer by layer, for tuning"
+            f" {tuning}, got {self.sampler!r}",
+        )
+        return self
 
 
-_LORA = Recipe(
-    top=16,
-    matrices="qk",
-    freeze_a=True,
-    after_text=True,
-    calibrate=True,
-    learning_rate=0.2,
-    batch=32,
-)
+def default(name: str) -> Any:
+    """What a setting is unless one says otherwise."""
+    return Recipe.model_fields[name].default
+
+
 _CORES = Recipe(
     tuning="cores",
     top=16,
@@ -243,37 +222,37 @@ _CORES = Recipe(
     learning_rate=0.03,
     batch=64,
     sentences=4096,
+    steps=600,
 )
-_PROMPT = Recipe(
-    tuning="prompt",
-    after_text=True,
-    calibrate=True,
-    learning_rate=4e-3,
-    batch=8,
-    sentences=1024,
-)
+_AFTER_TEXT = Recipe(after_text=True, calibrate=True, sentences=4096)
+_PAPER = {"sampler": "gaussian", "schedule": "constant", "clip": 0.0, "longest": 64}
+_PAPER |= {"sentences": 1000, "steps": 20_000}
+_ZOAR = {"estimator": "zoar", "history": 15, "smoothing": 1e-2, "learning_rate": 5e-5}
+_DAP = {"estimator": "dap", "directions": 2, "smoothing": 1e-5, "learning_rate": 1e-4}
+_ADAM = {"estimator": "first-order", "optimizer": "adam", "learning_rate": 1e-3}
+_LORA = {"top": 16, "matrices": "qk", "freeze_a": True, "learning_rate": 0.2}
+_PROMPT = {"tuning": "prompt", "learning_rate": 4e-3, "batch": 8, "sentences": 1024}
+
 PRESETS: dict[str, tuple[str, Recipe]] = {
     "quick": (
         "cores-zo in three minutes, with an eighth of its sentences: expect some 83% on"
         " the test sentences, 13 points above calibrated zero-shot",
-        dataclasses.replace(
-            _CORES, matrices="od", rank=4, steps=50, batch=32, sentences=512
-        ),
+        _CORES.replace(matrices="od", rank=4, steps=50, batch=32, sentences=512),
     ),
     "cores-zo": (
         "1 x 16 cores in the last 16 layers, between what predicts the label and"
         " principal directions, at the words after the text; then a regression on the"
         " states that they lead to; forward passes only",
-        dataclasses.replace(_CORES, steps=600),
+        _CORES,
     ),
     "lora-zo": (
         "LoRA on queries and keys of the last 16 layers, at the words after the text,"
         " forward passes only",
-        dataclasses.replace(_LORA, steps=2000, sentences=4096),
+        _AFTER_TEXT.replace(**_LORA, batch=32, steps=2000),
     ),
     "prompt-zo": (
         "10 virtual tokens after the text, forward passes only",
-        dataclasses.replace(_PROMPT, steps=300),
+        _AFTER_TEXT.replace(**_PROMPT, steps=300),
     ),
     "full-zo": (
         "all parameters at the memory of a forward pass",
@@ -281,53 +260,38 @@ PRESETS: dict[str, tuple[str, Recipe]] = {
     ),
     "lora-adam": (
         "the first-order ceiling: LoRA on all layers, exact gradients, Adam",
-        Recipe(estimator="first-order", optimizer="adam", learning_rate=1e-3, steps=60),
+        Recipe(**_ADAM, steps=60),
     ),
     "zoar-paper": (
         "the ZoAR paper's settings (OPT-1.3B, SST-2, LoRA)",
-        Recipe(
-            estimator="zoar",
-            history=15,
-            sampler="gaussian",
-            smoothing=1e-2,
-            learning_rate=5e-5,
-            schedule="constant",
-            clip=0.0,
-            longest=64,
-            sentences=1000,
-            steps=20_000,
-        ),
+        Recipe(**_PAPER, **_ZOAR),
     ),
     "dap-paper": (
         "the DAP paper's settings (OPT-1.3B, SST-2, prompt tuning)",
-        Recipe(
-            tuning="prompt",
-            estimator="dap",
-            directions=2,
-            sampler="gaussian",
-            smoothing=1e-5,
-            learning_rate=1e-4,
-            schedule="constant",
-            clip=0.0,
-            longest=64,
-            sentences=1000,
-            steps=20_000,
-        ),
+        Recipe(**_PAPER, **_DAP, tuning="prompt"),
     ),
 }
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Reads some fields of a recipe from a JSON file."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
-    known = {field.name for field in dataclasses.fields(Recipe)}
-    if not isinstance(fields, dict) or not set(fields) <= known:
-        unknown = sorted(set(fields) - known) if isinstance(fields, dict) else fields
-        raise UsageError(f"{path}: unknown {unknown}, choose from {sorted(known)}")
-    return fields
+def chosen(preset: str, config: Path | None, options: dict[str, Any]) -> Recipe:
+    """The preset, changed by a JSON file, changed by options that are not None."""
+    base = PRESETS[preset][1]
+    given: dict[str, Any] = {}
+    if config is not None:
+        try:
+            given |= json.loads(config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"cannot read {config}: {error}") from None
+    given |= {name: value for name, value in options.items() if value is not None}
+    tuning = given.get("tuning", base.tuning)
+    if tuning != base.tuning and "learning_rate" not in given:
+        raise UsageError(
+            f"preset {preset} has a learning rate for {base.tuning}: choose one for"
+            f" {tuning} with --learning-rate"
+        )
+    # What another tuning lacks falls away.
+    lacks = {name for name, tunings in NEEDS.items() if tuning not in tunings}
+    return base.replace(**{name: default(name) for name in lacks} | given)
 
 
 def matrix_names(recipe: Recipe) -> tuple[str, ...]:
@@ -335,97 +299,63 @@ def matrix_names(recipe: Recipe) -> tuple[str, ...]:
     return tuple(NAMES[letter] for letter in recipe.matrices)
 
 
+def batch_at(recipe: Recipe, step: int) -> int:
+    """Sentences of a step."""
+    late = recipe.late_batch and 2 * step >= recipe.steps
+    return recipe.late_batch if late else recipe.batch
+
+
 def queries(recipe: Recipe) -> int:
     """Forward passes of a step."""
     return ESTIMATORS[recipe.estimator](recipe.directions)
 
 
-def _schedule(recipe: Recipe) -> optax.ScalarOrSchedule:
-    rate, steps = recipe.learning_rate, recipe.steps
-    if recipe.schedule == "linear":
-        return optax.linear_schedule(rate, 0.0, steps)
-    if recipe.schedule == "cosine":
-        return optax.cosine_decay_schedule(rate, steps)
-    return rate
-
-
-def _estimator(
-    recipe: Recipe, sampler: zojax.Sampler, key: jax.Array
-) -> optax.GradientTransformationExtraArgs:
-    mu, k = recipe.smoothing, recipe.directions
+def _estimator(recipe, sampler, key):
+    mu, k, lazy = recipe.smoothing, recipe.directions, recipe.tuning in LAZY
     # Adapters are small: both sides of a direction are asked together. Of a whole model
     # one perturbed layer is drawn at a time, and the sides take turns.
-    chunk = 1 if recipe.tuning in LAZY else None
-    shared = {"key": key, "sampler": sampler, "chunk_size": chunk}
-    differences = {
-        "two-sided": "central",
-        "one-sided": "forward",
-        "mean": "mean",
-        "leave-one-out": "leave_one_out",
-    }
-    if recipe.estimator in differences:
-        kind = differences[recipe.estimator]
-        clip = recipe.clip or None
-        return zojax.two_point(mu, k, difference=kind, clip=clip, **shared)
+    shared = {"key": key, "sampler": sampler, "chunk_size": 1 if lazy else None}
     if recipe.estimator == "zoar":
-        return zojax.zoar(
-            mu,
-            k,
-            history_size=recipe.history,
-            storage="replay",
-            symmetric=True,
-            **shared,
-        )
-    # A held guide would need whole directions, which lazy(...) is there to avoid.
-    storage = "replay" if recipe.tuning in LAZY else "sums"
-    return zojax.dap(mu, k, base=sampler, storage=storage, **shared)
+        shared |= {"storage": "replay", "history_size": recipe.history}
+        return zojax.zoar(mu, k, symmetric=True, **shared)
+    if recipe.estimator == "dap":
+        # A held guide would need whole directions, which lazy(...) is there to avoid.
+        storage = "replay" if lazy else "sums"
+        return zojax.dap(mu, k, base=sampler, storage=storage, **shared)
+    difference = DIFFERENCES[recipe.estimator]
+    shared["shaping"] = zojax.shaping.z_score if recipe.shaping != "none" else None
+    clip = recipe.clip or None
+    return zojax.two_point(mu, k, difference=difference, clip=clip, **shared)
 
 
 def optimizer(
-    recipe: Recipe,
-    params: Any,
-    trainable: Any,
-    key: jax.Array,
-    *,
-    stacked: Any = False,
+    recipe: Recipe, params: Any, trainable: Any, stacked: Any, key: jax.Array
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the optax chain: estimator, clipping, optimizer.
 
-    Args:
-      recipe: its settings.
-      params: what is tuned.
-      trainable: pytree prefix of bools; the others are frozen.
-      key: of the directions.
-      stacked: leaves whose perturbation is drawn slice by slice (where LAZY).
-
-    Returns:
-      The chain; with a first-order recipe it takes gradients.
+    What is not trainable, by a pytree prefix of bools, is frozen. Where tuning is LAZY,
+    stacked leaves are perturbed slice by slice. A first-order chain takes gradients.
     """
-    flags = jax.tree.map(
-        lambda flag, sub: jax.tree.map(lambda _: flag, sub), trainable, params
-    )
-    size = sum(
-        leaf.size
-        for leaf, flag in zip(
-            jax.tree.leaves(params), jax.tree.leaves(flags), strict=True
-        )
-        if flag
-    )
-    rate = _schedule(recipe)
-    inner = {
-        "sgd": lambda: optax.sgd(rate),
-        "momentum": lambda: optax.sgd(rate, momentum=0.9),
-        "adam": lambda: optax.adam(rate),
-        "radazo": lambda: zojax.radazo(rate),
-    }[recipe.optimizer]()
+    flags = jax.tree.broadcast(trainable, params)
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(flags), strict=True)
+    size = sum(leaf.size for leaf, flag in leaves if flag)
+    rate, steps = recipe.learning_rate, recipe.steps
+    schedule = {
+        "constant": rate,
+        "linear": optax.linear_schedule(rate, 0.0, steps),
+        "cosine": optax.cosine_decay_schedule(rate, steps),
+    }[recipe.schedule]
+    momentum = 0.9 if recipe.optimizer == "momentum" else None
+    inner = {"adam": optax.adam, "radazo": zojax.radazo}.get(
+        recipe.optimizer, lambda rate: optax.sgd(rate, momentum)
+    )(schedule)
     parts = []
     if recipe.estimator != "first-order":
         sampler = SAMPLERS[recipe.sampler]()
         if recipe.tuning in LAZY:
             sampler = perturbations.lazy(sampler, stacked)
-        sampler = perturbations.restrict(sampler, flags)
-        parts.append(_estimator(recipe, sampler, key))
-        if recipe.clip and recipe.estimator in ("zoar", "dap"):
+        parts.append(_estimator(recipe, perturbations.restrict(sampler, flags), key))
+        if recipe.clip and recipe.estimator not in DIFFERENCES:
             # As above for one direction: |w v| = |w| sqrt(d). Of what is tuned alone:
             # the others' zeros may be int8, which has no norm.
             bound = optax.clip_by_global_norm(recipe.clip * math.sqrt(size))

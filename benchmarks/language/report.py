@@ -1,25 +1,22 @@
-"""What a run leaves: a curve as CSV and figure, an adapter, a result."""
+"""What a run leaves: a curve as a figure, an adapter in a file."""
 
-from __future__ import annotations
-
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import pandas as pd
+from flax.traverse_util import flatten_dict, unflatten_dict
 from matplotlib.figure import Figure
+from safetensors import SafetensorError, safe_open
+from safetensors.flax import load_file, save
 
 from benchmarks import UsageError
 from benchmarks.language.problem import Floors, Source
 from benchmarks.language.recipe import Recipe
 from benchmarks.language.transformer import Config
-from benchmarks.study import COLOURS
+from benchmarks.study import COLOURS, lines
 
-__all__ = ["curve_figure", "load_adapter", "save_adapter"]
-
-MARKS = COLOURS[:3:-1]  # of what has no curve: other colours than those of curves
+MEASURES = ("accuracy", "cross_entropy")
 
 
 def curve_figure(
@@ -29,39 +26,26 @@ def curve_figure(
 ) -> Figure:
     """Accuracy and cross-entropy on validation sentences against forward passes.
 
-    Args:
-      curves: frames with columns passes, accuracy, cross_entropy, by label; rows of one
-        number of passes (seeds) are averaged, their range is shaded. A dot is what they
-        have on the test sentences at the end, where columns test_... say so.
-      floors: of the untuned model.
-      marks: accuracy and cross_entropy of what has no curve, by label: on test.
+    Rows of one curve with the same passes are seeds. A dot is what a curve has on the
+    test sentences at the end, where columns test_... say so; marks are scores there of
+    what has no curve.
     """
-    out = Figure(figsize=(10, 3.8), layout="constrained")
-    left, right = out.subplots(1, 2)
-    for colour, (label, frame) in zip(COLOURS, curves.items(), strict=False):
-        for axis, column in ((left, "accuracy"), (right, "cross_entropy")):
-            seeds = frame.groupby("passes")[column].agg(["mean", "min", "max"])
-            axis.plot(seeds.index, seeds["mean"], color=colour, label=label)
-            axis.fill_between(
-                seeds.index, seeds["min"], seeds["max"], color=colour, alpha=0.15
-            )
-            if f"test_{column}" in frame:
-                on_test = frame[f"test_{column}"].mean()
-                axis.plot(seeds.index[-1], on_test, "o", color=colour)
-    line = {"linestyle": ":", "linewidth": 1.2}
-    left.axhline(floors.accuracy, color="#999999", label="zero-shot", **line)
-    left.axhline(
-        floors.calibrated, color="black", label="zero-shot, calibrated", **line
-    )
-    right.axhline(floors.cross_entropy, color="#999999", **line)
-    for colour, (label, mark) in zip(MARKS, (marks or {}).items(), strict=False):
-        left.axhline(mark["accuracy"], color=colour, label=label, **line)
-        right.axhline(mark["cross_entropy"], color=colour, **line)
-    left.set(xlabel="forward passes", ylabel="accuracy")
-    right.set(xlabel="forward passes", ylabel="cross-entropy")
-    left.legend(frameon=False, fontsize=8)
-    for axis in (left, right):
-        axis.grid(alpha=0.25)
+    frame = pd.concat(curves, names=["run", None]).reset_index("run")
+    frame = frame.melt([*{"run", "passes", *frame} - {*MEASURES}], MEASURES, "measure")
+    out = lines(frame, x="passes", y="value", hue="run", col="measure", marker=None)
+    zero_shot = {"zero-shot": floors._asdict()}
+    zero_shot["calibrated"] = {"accuracy": floors.calibrated}
+    levels = zero_shot | (marks or {})
+    for axes, measure in zip(out.axes, MEASURES, strict=True):
+        for colour, (label, level) in zip(COLOURS[::-1], levels.items(), strict=False):
+            if measure in level:
+                axes.axhline(level[measure], color=colour, ls=":", label=label)
+        for colour, curve in zip(COLOURS, curves.values(), strict=False):
+            if f"test_{measure}" in curve:
+                on_test = curve[f"test_{measure}"].mean()
+                axes.plot(curve["passes"].max(), on_test, "o", color=colour)
+    out.axes[0].legend(frameon=False, fontsize=8)
+    out.legends.clear()  # seaborn's, which lacks the levels
     return out
 
 
@@ -72,39 +56,23 @@ def save_adapter(
 
     ``tuned`` is {"adapter": ...}, with "model" where all parameters were tuned.
     """
-    from safetensors.flax import save
-
-    flat = {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tuned)
-    }
-    about = source._asdict() | {"data": None, "cache": None}
+    about = source._replace(data=None, cache=None)
     metadata = {
-        "recipe": json.dumps(dataclasses.asdict(recipe)),
+        "recipe": recipe.model_dump_json(),
         "source": json.dumps(about),
         "config": json.dumps(config),
     }
-    return save(flat, metadata)
+    return save(flatten_dict(tuned, sep="."), metadata)
 
 
 def load_adapter(path: Path) -> tuple[Recipe, Source, Config, dict[str, Any]]:
     """Reads what :func:`save_adapter` wrote."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="flax") as opened:
             metadata = opened.metadata() or {}
-            flat = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        recipe = Recipe(**json.loads(metadata["recipe"]))
-        source = Source(**json.loads(metadata["source"]))
-        config = Config(*json.loads(metadata["config"]))
+        about = {name: json.loads(text) for name, text in metadata.items()}
+        recipe, tuned = Recipe(**about["recipe"]), unflatten_dict(load_file(path), ".")
+        source, config = Source(*about["source"]), Config(*about["config"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UsageError(f"{path} is no adapter of this command: {error}") from None
-    tuned: dict[str, Any] = {"adapter": {}}
-    for name, leaf in flat.items():
-        *groups, last = name.split(".")
-        node = tuned
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[last] = leaf
-    return recipe, source, config, tuned
+    return recipe, source, config, {"adapter": {}} | tuned

@@ -6,8 +6,6 @@ the tuned one by factors of rank 1 and share its products. Beside them: exact gr
 of the cross-entropy of the right answers, on the same problems.
 """
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable
@@ -19,16 +17,15 @@ import numpy as np
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.table import Table
 from tokenizers import Tokenizer
 
 import zojax
-from benchmarks.language import problem
+from benchmarks.language import problem, runs
 from benchmarks.language.decode import generate
 from benchmarks.language.problem import Model, Source
 from benchmarks.language.transformer import Params, forward
 from benchmarks.speed.timing import device_line
-from benchmarks.study import COLOURS, Cell, Row, Study, Tick, tabulate
+from benchmarks.study import Cell, Row, Study, Tables, Tick, lines
 from zojax.external import as_value_fn
 from zojax.perturbations import low_rank
 from zojax.shaping import z_score
@@ -40,7 +37,6 @@ TEST, VALIDATION = slice(400), slice(400, 600)  # the rest is trained on
 MEMBERS, BATCH = 30, 32  # of a step; each member answers the same problems
 SMOOTHING, LEARNING_RATE = 3e-3, 1.7e-5
 RATES = (3e-5, 1e-4)  # Adam's, for the exact gradients
-SEEDS = 3
 QUICK, FULL = 8, 24  # steps
 EVERY = 4  # steps between validations
 AT_ONCE = 100  # problems of a validation or test
@@ -54,24 +50,23 @@ class Sums(NamedTuple):
     tokens: np.ndarray  # i32[N, T], without the example
     answers: np.ndarray  # i32[N, ANSWER], what should follow
 
-    def take(self, rows: Any) -> Sums:
-        return jax.tree.map(lambda field: field[rows], self)
+    def take(self, rows: Any) -> "Sums":
+        """Some of the problems."""
+        return Sums(*(field[rows] for field in self))
 
 
-def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
+    """Texts of as many tokens each, i32[N, T]."""
+    found = tokenizer.encode_batch(texts, add_special_tokens=False)
+    return np.asarray([text.ids for text in found], np.int32)
 
 
 def sums(tokenizer: Tokenizer) -> Sums:
     """All sums of two numbers, in an order that is always the same."""
     grid = np.mgrid[LOW:HIGH, LOW:HIGH].reshape(2, -1).T.astype(np.int32)
     numbers = np.random.default_rng(0).permutation(grid)
-    read = lambda texts: np.stack([encode(tokenizer, text) for text in texts])
-    return Sums(
-        numbers,
-        read(f"{a}+{b}=" for a, b in numbers),
-        read(f"{a + b}\n" for a, b in numbers),
-    )
+    asked = encode(tokenizer, [f"{a}+{b}=" for a, b in numbers])
+    return Sums(numbers, asked, encode(tokenizer, [f"{a + b}\n" for a, b in numbers]))
 
 
 def is_right(numbers: Any, text: str) -> bool:
@@ -90,7 +85,7 @@ def share_right(
 
 def writer(model: Model, number: int = ANSWER) -> Callable[[Params, Any], jax.Array]:
     """(params, tokens i32[B, T]) -> what the model writes, i32[B, number]."""
-    example = jnp.asarray(encode(model.tokenizer, EXAMPLE))
+    example = jnp.asarray(encode(model.tokenizer, [EXAMPLE])[0])
 
     def write(params, tokens):
         last = jnp.full(len(tokens), tokens.shape[1] - 1, jnp.int32)
@@ -111,7 +106,7 @@ def reward_of(model: Model) -> Callable[..., jax.Array]:
 
 def cross_entropy(model: Model) -> Callable[[Params, Sums], jax.Array]:
     """(params, batch) -> mean cross-entropy of the right answers' tokens."""
-    example = encode(model.tokenizer, EXAMPLE)
+    example = encode(model.tokenizer, [EXAMPLE])[0]
 
     def value_fn(params, batch):
         shown = jnp.broadcast_to(example, (len(batch.tokens), len(example)))
@@ -125,66 +120,53 @@ def cross_entropy(model: Model) -> Callable[[Params, Sums], jax.Array]:
 
 def strategies(seed: int) -> optax.GradientTransformationExtraArgs:
     """Thirty members a step, in pairs, their rewards as z-scores."""
-    estimator = zojax.two_point(
-        SMOOTHING,
-        MEMBERS // 2,
-        key=seed,
-        sampler=low_rank(1),
-        difference="central",
-        shaping=z_score,
-    )
+    fields = {"sampler": low_rank(1), "difference": "central", "shaping": z_score}
+    estimator = zojax.two_point(SMOOTHING, MEMBERS // 2, key=seed, **fields)
     return optax.chain(estimator, optax.sgd(LEARNING_RATE))
 
 
-def make_step(model: Model, opt: Any, exact: bool) -> Callable:
-    """Returns (params, state, batch) -> (params, state, value)."""
+def make_step(model: Model, opt: Any, exact: bool) -> Callable[..., Any]:
+    """Returns (params, state, batch) -> (params, state)."""
     value_fn = cross_entropy(model) if exact else reward_of(model)
 
     def step(params, state, batch):
         if exact:
-            value, gradient = jax.value_and_grad(value_fn)(params, batch)
+            gradient = jax.grad(value_fn)(params, batch)
             updates, state = opt.update(gradient, state, params)
         else:
             updates, state = opt.update(
                 None, state, params, value_fn=value_fn, batch=batch
             )
-            value = optax.tree.get(state, "query_mean")
-        return optax.apply_updates(params, updates), state, value
+        return optax.apply_updates(params, updates), state
 
     return step
 
 
 @functools.cache
 def ready() -> tuple[Model, Sums]:
+    """The model and all problems."""
     model = problem.load_model(Source())
     return model, sums(model.tokenizer)
 
 
-def accuracy(model: Model, write: Callable, params: Params, some: Sums) -> float:
-    """The share of right answers to some problems."""
-    right = 0.0
-    for start in range(0, len(some.numbers), AT_ONCE):
-        part = some.take(slice(start, start + AT_ONCE))
-        found = share_right(model.tokenizer, write(params, part.tokens), part.numbers)
-        right += found * len(part.numbers)
-    return right / len(some.numbers)
-
-
-def tune(
-    method: str, rate: float, seed: int, steps: int, of: tuple[Model, Sums], tick: Tick
-) -> list[Row]:
+def tune(name: str, rate: float, seed: int, steps: int, tick: Tick) -> list[Row]:
     """One run: a row for each validation, the last with the test problems' share."""
-    model, problems = of
-    exact = method == SUPERVISED
+    model, problems = ready()
+    exact = name == SUPERVISED
     opt = optax.adam(rate) if exact else strategies(seed)
     step = jax.jit(make_step(model, opt, exact), donate_argnums=(0, 1))
     write = jax.jit(writer(model))
     params = jax.tree.map(jnp.copy, model.params)
     state = opt.init(params)
-    score = lambda rows: accuracy(model, write, params, problems.take(rows))
-    rows, first = [], VALIDATION.stop
-    common = {"method": method, "rate": rate, "seed": seed, **device_line()}
-    rng, began = np.random.default_rng(seed), time.monotonic()
+
+    def score(some: slice) -> float:
+        asked = problems.take(some)
+        groups = np.split(asked.tokens, len(asked.tokens) // AT_ONCE)
+        written = np.concatenate([write(params, tokens) for tokens in groups])
+        return share_right(model.tokenizer, written, asked.numbers)
+
+    rows, rng, began = [], np.random.default_rng(seed), time.monotonic()
+    common = {"name": name, "rate": rate, "seed": seed, **device_line()}
     for done in range(steps + 1):
         if done % EVERY == 0 or done == steps:
             row = {"step": done, "validation": score(VALIDATION)}
@@ -193,91 +175,55 @@ def tune(
             rows.append(common | row | {"seconds": time.monotonic() - began})
         tick(done / (steps + 1))
         if done < steps:
-            chosen = first + rng.permutation(len(problems.numbers) - first)[:BATCH]
-            params, state, _ = step(params, state, problems.take(chosen))
+            trained = np.arange(VALIDATION.stop, len(problems.numbers))
+            batch = problems.take(rng.permutation(trained)[:BATCH])
+            params, state = step(params, state, batch)
     return rows
 
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
-    """A cell for each run."""
     steps = FULL if full else QUICK
     kinds = [(ES, LEARNING_RATE)] + [(SUPERVISED, rate) for rate in RATES]
-    runs = {
-        f"{method}, {rate:g}, seed {s}": (method, rate, s)
-        for s in range(seed, seed + SEEDS)
-        for method, rate in kinds
+    return {
+        f"{name}, {rate:g}, seed {s}": functools.partial(tune, name, rate, s, steps)
+        for s in range(seed, seed + runs.SEEDS)
+        for name, rate in kinds
     }
-    cell = lambda run: lambda tick: tune(*run, steps, ready(), tick)
-    return {name: cell(run) for name, run in runs.items()}
 
 
-def best(frame: pd.DataFrame) -> pd.DataFrame:
-    """Each method's runs at the rate that was best on the validation problems."""
-    ends = frame[frame["step"] == frame["step"].max()]
-    means = ends.groupby(["method", "rate"])["validation"].mean()
-    chosen = means.groupby("method").idxmax()
-    keys = pd.MultiIndex.from_frame(frame[["method", "rate"]])
-    return frame[keys.isin(list(chosen))]
+def ends(frame: pd.DataFrame) -> pd.DataFrame:
+    """Percent right at the end of each run at the best rate, and before."""
+    before = frame[frame["step"] == 0].set_index(["name", "rate", "seed"])["test"]
+    last = runs.best(
+        frame[frame["step"] == frame["step"].max()], ["rate"], "validation"
+    )
+    last = last.set_index(["name", "rate", "seed"])
+    return last.assign(before=100 * before, after=100 * last["test"]).reset_index()
 
 
-def gains(runs: pd.DataFrame) -> pd.DataFrame:
-    """Test share before and after, a row for each method and seed."""
-    scored = runs[runs["test"].notna()].sort_values("step")
-    groups = scored.groupby(["method", "seed"], sort=False)["test"]
-    found = pd.DataFrame({"before": groups.first(), "after": groups.last()})
-    return found.assign(gain=found["after"] - found["before"]).reset_index()
-
-
-def tables(frame: pd.DataFrame) -> list[Table]:
-    runs = best(frame)
-    rows = []
-    for method, group in gains(runs).groupby("method", sort=False):
-        own = runs[runs["method"] == method]
-        seconds = own.groupby("seed")["seconds"].max().mean()
-        error = group["after"].std() / np.sqrt(len(group))
-        rows.append(
-            [
-                method,
-                f"{own['rate'].iloc[0]:g}",
-                f"{own['step'].max():.0f}",
-                f"{100 * group['before'].mean():.1f}",
-                f"{100 * group['after'].mean():.1f} ± {100 * error:.1f}",
-                f"{seconds / 60:.1f}",
-            ]
-        )
-    columns = ["", "rate", "steps", "before, %", "after, %", "minutes"]
-    title = f"{TEST.stop} test problems, right answers, {SEEDS} seeds"
-    return [tabulate(title, columns, rows)]
+def tables(frame: pd.DataFrame) -> Tables:
+    found = ends(frame)
+    error = lambda values: f"{values.mean():.1f} +- {values.sem():.1f}"
+    shown = {"rate": "first", "step": "first", "before": "mean", "after": error}
+    by_name = found.groupby("name", sort=False)
+    return {
+        f"{TEST.stop} test problems, % right": by_name.agg(shown | {"seconds": "mean"}),
+        "By seed": found.pivot(index="name", columns="seed", values="after"),
+    }
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
     out = []
-    for method, group in gains(best(frame)).groupby("method", sort=False):
-        each = ", ".join(f"{100 * gain:+.1f}" for gain in group["gain"])
-        error = group["gain"].std() / np.sqrt(len(group))
-        size = group["gain"].mean() / error if error > 0 else np.inf
-        out.append(
-            f"{method}: {100 * group['gain'].mean():+.1f} points on the test problems"
-            f" (seeds {each}), {size:.1f} standard errors from 0."
-        )
+    for name, group in ends(frame).groupby("name", sort=False):
+        gain = group["after"] - group["before"]
+        change = f"{gain.mean():+.1f} +- {gain.sem():.1f}"
+        out.append(f"{name}: {change} points on the test problems.")
     return out
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    out = Figure(figsize=(7, 3.6), layout="constrained")
-    axis = out.subplots()
-    for i, (method, group) in enumerate(best(frame).groupby("method", sort=False)):
-        for j, (_, run) in enumerate(group.groupby("seed")):
-            label = method if j == 0 else None
-            share = 100 * run["validation"]
-            axis.plot(run["step"], share, color=COLOURS[i], label=label, lw=1.5)
-    axis.set(
-        xlabel=f"steps of {BATCH} problems",
-        ylabel="right answers, % of\nthe validation problems",
-        ylim=(0, 100),
-    )
-    axis.legend(frameon=False)
-    return out
+    at_best = frame.merge(ends(frame)[["name", "rate", "seed"]])
+    return lines(at_best, x="step", y="validation", hue="name")
 
 
 STUDY = Study("Language: rewards", cells, tables, findings, figure, timed=True)

@@ -1,35 +1,20 @@
 """Labelled sentences as a model reads them: template, label words, tokens, splits."""
 
-from __future__ import annotations
-
 import csv
 import html
 import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
+import jax
 import numpy as np
+import pandas as pd
 from tokenizers import Tokenizer
 
 from benchmarks import UsageError
-
-__all__ = [
-    "LABELS",
-    "TEMPLATE",
-    "WORDS",
-    "Examples",
-    "Sentence",
-    "Splits",
-    "encode",
-    "movie_reviews",
-    "rated",
-    "read_tsv",
-    "sst2",
-    "template_end",
-    "word_ids",
-]
+from benchmarks.language.transformer import Text
 
 LABELS = ("negative", "positive")
 WORDS = (" terrible", " great")
@@ -38,10 +23,10 @@ CLEAR = 0.5  # least |score| of a movie review that is kept
 
 
 class Sentence(NamedTuple):
-    """A sentence and its label, 0 or 1."""
+    """A sentence and its label, 0 or 1, or a rating."""
 
     text: str
-    label: int
+    label: float
 
 
 class Splits(NamedTuple):
@@ -52,24 +37,50 @@ class Splits(NamedTuple):
     test: list[Sentence]
 
 
-class Examples(NamedTuple):
-    """Tokens padded on the right, the index of each last one, labels."""
+class Batch(NamedTuple):
+    """What a step sees.
 
-    tokens: np.ndarray  # i32[N, T]
-    last: np.ndarray  # i32[N]
-    labels: np.ndarray  # i32[N]
+    ``inputs`` are tokens i32[B, T] padded on the right; of the template's end alone
+    where the ``text`` before it was run once, and then f[B, T, D] if that is what
+    layers below the tuned ones answered.
+    """
 
-    def take(self, rows: np.ndarray) -> Examples:
-        return Examples(*(field[rows] for field in self))
+    inputs: Any
+    last: Any  # i32[B], index of the last token
+    labels: Any  # i32[B], or f32[B] of ratings
+    text: Text | None = None
+
+    def take(self, rows: Any) -> Self:
+        """Takes some of the sentences."""
+        return jax.tree.map(lambda field: field[rows], self)
+
+    def cut(self, rows: Any, width: int) -> Self:
+        """Takes rows whose sentences have at most ``width`` tokens to be run."""
+        some = self.take(rows)
+        if some.text is None:
+            return some._replace(inputs=some.inputs[:, :width])
+        k, v, length = some.text
+        return some._replace(text=Text(k[:, :, :width], v[:, :, :width], length))
 
 
-def _scored(path: Path) -> list[tuple[str, float]]:
-    """Lines (number, score, text) of a file of vaderSentiment: texts and scores."""
+def _read(path: Path, **options: Any) -> pd.DataFrame:
+    """A table whose columns are separated by tabs, with texts as they are."""
+    usual = {"sep": "\t", "quoting": csv.QUOTE_NONE, "keep_default_na": False}
+    return pd.read_csv(path, **usual | options)
+
+
+def _shuffled(sentences: Sequence[Sentence]) -> list[Sentence]:
+    order = np.random.default_rng(0).permutation(len(sentences))
+    return [sentences[i] for i in order]
+
+
+def _scored(path: Path) -> list[Sentence]:
+    """Lines (number, score, text) of a file of vaderSentiment."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        parts = [line.split("\t", 2) for line in lines]
-        return [(text.strip(), float(score)) for _, score, text in parts]
-    except (OSError, ValueError) as error:
+        lines = _read(path, header=None, names=["number", "score", "text"])
+        pairs = zip(lines["text"].str.strip(), map(float, lines["score"]), strict=True)
+        return [Sentence(text, score) for text, score in pairs]
+    except (OSError, ValueError, AttributeError) as error:
         raise UsageError(
             f"{path} is damaged ({error}): `python -m benchmarks language setup`"
             " fetches it again"
@@ -78,78 +89,57 @@ def _scored(path: Path) -> list[tuple[str, float]]:
 
 def _split(sentences: list[Sentence]) -> Splits:
     """A fixed one: 200 to validate, 500 to test."""
-    order = np.random.default_rng(0).permutation(len(sentences))
-    shuffled = [sentences[i] for i in order]
+    shuffled = _shuffled(sentences)
     return Splits(shuffled[700:], shuffled[:200], shuffled[200:700])
 
 
 def movie_reviews(path: Path) -> Splits:
-    """Reads rated sentences (number, score, text); 200 to validate, 500 to test.
+    """Reads rated sentences, positive where the mean of their ratings is.
 
-    A sentence is positive where the mean of its ratings is; those rated nearly neutral
-    are left out. The split is fixed.
+    Those rated nearly neutral are left out.
     """
-    scored = [(text, score) for text, score in _scored(path) if abs(score) >= CLEAR]
-    return _split([Sentence(text, int(score > 0)) for text, score in scored])
+    clear = [some for some in _scored(path) if abs(some.label) >= CLEAR]
+    return _split([Sentence(text, int(score > 0)) for text, score in clear])
 
 
-def rated(path: Path) -> tuple[Splits, np.ndarray]:
-    """Reads texts with the mean of their ratings, from -4 to 4; none is left out.
-
-    Returns:
-      (Texts split as movie reviews are, the label of each its number in the file;
-      ratings f32[N] by that number).
-    """
-    scored = _scored(path)
-    texts = [Sentence(html.unescape(text), i) for i, (text, _) in enumerate(scored)]
-    return _split(texts), np.asarray([score for _, score in scored], np.float32)
+def rated(path: Path) -> Splits:
+    """Reads texts whose labels are the mean of their ratings; none is left out."""
+    return _split([Sentence(html.unescape(text), x) for text, x in _scored(path)])
 
 
 def read_tsv(path: Path) -> list[Sentence]:
     """Reads a TSV with columns ``sentence`` and ``label`` (0 or 1), as SST-2 has."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = _read(path, dtype=str)
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}") from None
-    sentences = []
-    for number, row in enumerate(rows, 2):
-        text, label = row.get("sentence"), row.get("label")
-        if not (text and text.strip()) or label not in ("0", "1"):
-            raise UsageError(
-                f"{path}, line {number}: needs the columns sentence and label (0 or 1)"
-            )
-        sentences.append(Sentence(text.strip(), int(label)))
-    if not sentences:
-        raise UsageError(f"{path} holds no sentences")
-    return sentences
+    if not {"sentence", "label"} <= {*rows} or not rows["label"].isin(["0", "1"]).all():
+        raise UsageError(f"{path} needs the columns sentence and label (0 or 1)")
+    pairs = zip(rows["sentence"].str.strip(), rows["label"].astype(int), strict=True)
+    return [Sentence(text, int(label)) for text, label in pairs]
 
 
-def sst2(
-    folder: Path | None, sizes: tuple[int, int, int] = (1000, 500, 1000)
-) -> Splits:
+def sst2(folder: Path | None) -> Splits:
     """SST-2 from a folder with train.tsv and dev.tsv, or from `datasets`' cache.
 
-    The test file has no labels: as in the papers, training and validation sentences
-    come from train.tsv and test sentences from dev.tsv.
+    The test file has no labels: as in the papers, 1,000 sentences to train on and 500
+    to validate come from train.tsv, 1,000 to test from dev.tsv.
     """
     if folder is not None:
-        train, held_out = (
-            read_tsv(folder / f"{name}.tsv") for name in ("train", "dev")
-        )
+        train, test = (read_tsv(folder / f"{name}.tsv") for name in ("train", "dev"))
     else:
-        train, held_out = _from_datasets()
-    # Of a smaller set a third validates.
-    if len(train) < 3:
-        raise UsageError(f"{len(train)} training sentences: at least 3 are needed")
-    validation = min(sizes[1], len(train) // 3)
-    rng = np.random.default_rng(0)
-    train = [train[i] for i in rng.permutation(len(train))]
-    held_out = [held_out[i] for i in rng.permutation(len(held_out))[: sizes[2]]]
-    return Splits(train[validation:][: sizes[0]], train[:validation], held_out)
+        train, test = _from_datasets()
+    if len(train) < 3 or not test:
+        raise UsageError(
+            f"{len(train)} training and {len(test)} test sentences: at least 3 and 1"
+            " are needed"
+        )
+    train, test = _shuffled(train), _shuffled(test)
+    validation = min(500, len(train) // 3)  # a third of a smaller set
+    return Splits(train[validation:][:1000], train[:validation], test[:1000])
 
 
-def _from_datasets() -> tuple[list[Sentence], list[Sentence]]:
+def _from_datasets() -> tuple[list[Sentence], ...]:
     if importlib.util.find_spec("datasets") is None:
         raise UsageError(
             "SST-2: pass --data FOLDER with train.tsv and dev.tsv, or install datasets"
@@ -169,14 +159,14 @@ def _from_datasets() -> tuple[list[Sentence], list[Sentence]]:
     )
 
 
-def word_ids(tokenizer: Tokenizer, words: Sequence[str] = WORDS) -> np.ndarray:
+def word_ids(tokenizer: Tokenizer) -> np.ndarray:
     """The tokens of the label words, which must be one token each."""
-    ids = [tokenizer.encode(word, add_special_tokens=False).ids for word in words]
-    for word, tokens in zip(words, ids, strict=True):
+    ids = [tokenizer.encode(word, add_special_tokens=False).ids for word in WORDS]
+    for word, tokens in zip(WORDS, ids, strict=True):
         if len(tokens) != 1:
             raise UsageError(f"the label word {word!r} has {len(tokens)} tokens, not 1")
-    if len({tokens[0] for tokens in ids}) < len(words):
-        raise UsageError(f"the label words {words} are one token to this tokenizer")
+    if ids[0] == ids[1]:
+        raise UsageError(f"the label words {WORDS} are one token to this tokenizer")
     return np.asarray(ids, np.int32)[:, 0]
 
 
@@ -191,29 +181,22 @@ def encode(
     longest: int,
     *,
     truncate: bool = False,
-) -> Examples:
-    """Fills the template and tokenizes.
+) -> Batch:
+    """Fills the template and tokenizes, in the order of the sentences.
 
-    Args:
-      tokenizer: of the model.
-      sentences: texts and labels.
-      longest: T, tokens with the template; longer sentences are left out.
-      truncate: keep longer sentences, cut so that the template's end stays.
-
-    Returns:
-      :class:`Examples`, in the order of the sentences.
+    Sentences of more than ``longest`` tokens with the template are left out, or cut so
+    that the template's end stays.
     """
     before, end = TEMPLATE.split("{}")[0], template_end(tokenizer)
-    rows = []
+    rows, labels = [], []
     for text, label in sentences:
         ids = tokenizer.encode(before + text).ids
-        if len(ids) + len(end) > longest:
-            if not truncate:
-                continue
-            ids = ids[: longest - len(end)]
-        rows.append(([*ids, *end], label))
+        if truncate or len(ids) + len(end) <= longest:
+            rows.append([*ids[: longest - len(end)], *end])
+            labels.append(label)
     tokens = np.zeros((len(rows), longest), np.int32)
-    for row, (ids, _) in zip(tokens, rows, strict=True):
+    for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids
-    last = np.asarray([len(ids) - 1 for ids, _ in rows], np.int32)
-    return Examples(tokens, last, np.asarray([label for _, label in rows], np.int32))
+    last = np.asarray([len(ids) - 1 for ids in rows], np.int32)
+    kind = np.float32 if any(isinstance(x, float) for x in labels) else np.int32
+    return Batch(tokens, last, np.asarray(labels, kind))

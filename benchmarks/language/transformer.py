@@ -7,8 +7,6 @@ the params are materialized just before they are used, so that lazy perturbation
 drawn a layer, and a token, at a time.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 
@@ -17,8 +15,6 @@ import jax.numpy as jnp
 
 from benchmarks.language.quantized import dequantize, product
 from zojax import materialize
-
-__all__ = ["Adapter", "Config", "Text", "forward", "hidden_states", "word_logits"]
 
 Params = dict[str, Any]
 Adapter = dict[str, Any]
@@ -74,42 +70,31 @@ def _rotate(config: Config, x: jax.Array, positions: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
-def _attention(
-    config: Config,
-    layer: Params,
-    x: jax.Array,
-    lora: Adapter,
-    before: Adapter,
-    start: jax.Array,
-) -> tuple[jax.Array, Adapter]:
+def _attention(config, layer, x, lora, before, start):
     """Attends to what is before x, {} or {"k", "v"} f[(B,) S, ...], and to x itself.
 
     ``start``, i32[] or i32[B], is how many of the S count, and the first position of x.
     """
     batch, length, _ = x.shape
-    positions = start[..., None] + jnp.arange(length)
     split = lambda name, heads: _linear(layer, name, x, lora).reshape(
         batch, length, heads, config.head_size
     )
     q = split("q", config.heads)
     k, v = split("k", config.kv_heads), split("v", config.kv_heads)
     if config.rope_base is not None:
+        positions = start[..., None] + jnp.arange(length)
         q, k = _rotate(config, q, positions), _rotate(config, k, positions)
     own = {"k": k, "v": v}
     seen = jnp.tril(jnp.ones((length, length), bool))
     if before:
-        whole = lambda name: jnp.broadcast_to(
-            before[name].astype(x.dtype), (batch, *before[name].shape[-3:])
-        )
+        shape = (batch, *before["k"].shape[-3:])
+        whole = lambda name: jnp.broadcast_to(before[name].astype(x.dtype), shape)
         k = jnp.concatenate([whole("k"), k], axis=1)
         v = jnp.concatenate([whole("v"), v], axis=1)
-        earlier = jnp.arange(before["k"].shape[-3]) < start[..., None]  # ([B,] S)
-        shape = (*start.shape, length)
-        earlier = jnp.broadcast_to(earlier[..., None, :], (*shape, earlier.shape[-1]))
-        seen = jnp.concatenate(
-            [earlier, jnp.broadcast_to(seen, (*shape, length))], axis=-1
-        )
-        seen = seen.reshape(-1, 1, 1, *seen.shape[-2:])  # over heads
+        earlier = jnp.arange(shape[1]) < jnp.broadcast_to(start, batch)[:, None]
+        over = lambda mask, size: jnp.broadcast_to(mask, (batch, length, size))
+        parts = over(earlier[:, None], shape[1]), over(seen, length)
+        seen = jnp.concatenate(parts, axis=-1)[:, None, None]  # over heads
     groups = config.heads // config.kv_heads
     q = q.reshape(batch, length, config.kv_heads, groups, config.head_size)
     scores = jnp.einsum("btkgh,bskh->bkgts", q, k).astype(jnp.float32)
@@ -122,23 +107,14 @@ def _attention(
 
 def _mlp(layer: Params, x: jax.Array, lora: Adapter) -> jax.Array:
     up = _linear(layer, "up", x, lora)
-    if "gate" in layer:
-        up = jax.nn.silu(_linear(layer, "gate", x, lora)) * up
-    else:
-        up = jax.nn.relu(up)
+    gated = "gate" in layer
+    up = jax.nn.silu(_linear(layer, "gate", x, lora)) * up if gated else jax.nn.relu(up)
     return _linear(layer, "down", up, lora)
 
 
-def _block(
-    config: Config,
-    layer: Params,
-    x: jax.Array,
-    lora: Adapter,
-    before: Adapter,
-    start: jax.Array,
-) -> tuple[jax.Array, Adapter]:
+def _block(config, layer, x, lora, *before):
     norm = lambda name, y: _norm(config, layer, name, y)
-    attention = lambda y: _attention(config, layer, y, lora, before, start)
+    attention = lambda y: _attention(config, layer, y, lora, *before)
     if config.pre_norm:
         mixed, own = attention(norm("attention_norm", x))
         x = x + mixed
@@ -212,31 +188,25 @@ def finish(config: Config, params: Params, x: jax.Array) -> jax.Array:
     return x @ top["project_out"] if "project_out" in top else x
 
 
-def hidden_states(
-    config: Config, params: Params, tokens: jax.Array, adapter: Adapter | None = None
-) -> jax.Array:
-    """Returns the states that logits are made of, f[B, T, D], for tokens i32[B, T].
+def hidden_states(config: Config, params: Params, tokens: jax.Array) -> jax.Array:
+    """The states that logits are made of, f[B, T, D], for tokens i32[B, T].
 
     Attention is causal: sentences are padded on the right, and what follows a position
     does not reach it.
     """
-    adapter = adapter or {}
-    x, _ = run_layers(
-        config, params["layers"], embed(config, params, tokens, adapter), adapter
-    )
-    soft = adapter["soft"].shape[0] if "soft" in adapter else 0
-    return finish(config, params, x[:, soft:])
+    x, _ = run_layers(config, params["layers"], embed(config, params, tokens, {}), {})
+    return finish(config, params, x)
 
 
-def word_logits(params: Params, states: jax.Array, words: jax.Array) -> jax.Array:
-    """Logits f32[..., W] of some words i32[W] from states f[..., D]."""
-    rows = dequantize(materialize(params.get("head", params["embed"])[words]))
+def word_logits(
+    params: Params, states: jax.Array, words: jax.Array | None = None
+) -> jax.Array:
+    """Logits f32[..., W] of words i32[W], by default of all, from states f[..., D]."""
+    table = params.get("head", params["embed"])
+    rows = dequantize(materialize(table if words is None else table[words]))
     return jnp.einsum("...d,wd->...w", states, rows, preferred_element_type=jnp.float32)
 
 
-def forward(
-    config: Config, params: Params, tokens: jax.Array, adapter: Adapter | None = None
-) -> jax.Array:
+def forward(config: Config, params: Params, tokens: jax.Array) -> jax.Array:
     """Logits f32[B, T, V] of every next token."""
-    states = hidden_states(config, params, tokens, adapter)
-    return word_logits(params, states, jnp.arange(params["embed"].shape[0]))
+    return word_logits(params, hidden_states(config, params, tokens))

@@ -1,7 +1,5 @@
 """What is tuned: soft prompts, low-rank updates, cores, prefixes; scales or all."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -12,47 +10,24 @@ import zojax
 from benchmarks.language.quantized import dequantize
 from benchmarks.language.transformer import Adapter, Config, Params, embed, run_layers
 
-__all__ = ["TUNINGS", "cores", "lora", "lora_of_cores", "prefix", "soft_prompt"]
-
-TUNINGS = ("lora", "cores", "prompt", "prefix", "scales", "all")
-
 
 def soft_prompt(params: Params, tokens: jax.Array) -> Adapter:
     """Virtual tokens that start as real ones, f32[S, D], for tokens i32[S]."""
     return {"soft": dequantize(params["embed"][tokens]).astype(jnp.float32)}
 
 
-def lora(
-    params: Params,
-    rank: int,
-    key: jax.Array,
-    *,
-    names: tuple[str, ...] = ("q", "v"),
-    scale: float = 2.0,
-) -> Adapter:
-    """Low-rank updates W + A B of stacked matrices: A random, B zero.
+def lora(params: Params, rank: int, key: jax.Array, names: tuple[str, ...]) -> Adapter:
+    """Low-rank updates W + 2 A B of stacked matrices: A random, B zero.
 
-    Args:
-      params: whose ``layers`` are adapted.
-      rank: r.
-      key: for A, uniform with variance scale^2 / (3 inputs), as PyTorch's linear layers
-        start.
-      names: which matrices.
-      scale: alpha / r; it multiplies A here, once.
-
-    Returns:
-      {"lora": {name: {"a": f32[L, inputs, r], "b": f32[L, r, outputs]}}}.
+    A, f32[L, inputs, rank], is uniform with variance 4 / (3 inputs): as PyTorch's
+    linear layers start, times alpha / rank = 2.
     """
     adapter = {}
     for i, name in enumerate(names):
         layers, inputs, outputs = params["layers"][name].shape
-        bound = scale / math.sqrt(inputs)
-        a = jax.random.uniform(
-            jax.random.fold_in(key, i),
-            (layers, inputs, rank),
-            minval=-bound,
-            maxval=bound,
-        )
+        shape, bound = (layers, inputs, rank), 2 / math.sqrt(inputs)
+        of_name = jax.random.fold_in(key, i)
+        a = jax.random.uniform(of_name, shape, minval=-bound, maxval=bound)
         adapter[name] = {"a": a, "b": jnp.zeros((layers, rank, outputs))}
     return {"lora": adapter}
 
@@ -61,22 +36,14 @@ def cores(
     function: Callable[[Params], jax.Array],
     params: Params,
     rank: int,
-    *,
-    names: tuple[str, ...] = ("q", "k", "v"),
+    names: tuple[str, ...],
     labels: jax.Array | None = None,
 ) -> Adapter:
     """Small cores between principal directions: W + A R B^T, R zero.
 
-    Args:
-      function: params -> anything, which runs the sentences that the directions are of.
-      params: of the model; int8 matrices are searched as floats.
-      rank: r.
-      names: which matrices of the layers.
-      labels: f[B]; the one input direction predicts them. None: r principal ones.
-
-    Returns:
-      {"cores": {name: f32[L, s, r]}, "bases": {name: {"a": f32[L, inputs, s],
-      "b": f32[L, outputs, r]}}}, s being 1 with labels and r without.
+    R is [L, s, rank] for each matrix that is named; s is rank, or with labels f[B] 1:
+    the input direction that predicts them. ``function`` of params runs the sentences
+    that the directions are of; int8 matrices are searched as floats.
     """
     layers = params["layers"]
     floats = {name: dequantize(layers[name]) for name in names}
@@ -93,26 +60,33 @@ def lora_of_cores(adapter: Adapter) -> Adapter:
     """The low-rank update A (R B^T) that cores are; other adapters as they are."""
     if "cores" not in adapter:
         return adapter
-    of = lambda basis, core: {
-        "a": basis["a"],
-        "b": jnp.einsum("lrs,lns->lrn", core, basis["b"]),
-    }
-    names = adapter["cores"]
-    lora = {name: of(adapter["bases"][name], names[name]) for name in names}
+    lora = {}
+    for name, core in adapter["cores"].items():
+        basis = adapter["bases"][name]
+        b = jnp.einsum("lrs,lns->lrn", core, basis["b"])
+        lora[name] = {"a": basis["a"], "b": b}
     return {**adapter, "lora": lora}
 
 
+def norms(params: Params) -> Adapter:
+    """What the scales of the layers' norms change by, relative to them: f32[L, D]."""
+    layers = params["layers"].items()
+    changes = {name: jnp.zeros(x.shape) for name, x in layers if name.endswith("_norm")}
+    return {"norms": changes}
+
+
+def with_norms(params: Params, adapter: Adapter) -> Params:
+    """The model with the scales of an adapter's norms, where it has some."""
+    layers = dict(params["layers"])
+    for name, change in adapter.get("norms", {}).items():
+        layers[name] = layers[name] * (1 + change).astype(layers[name].dtype)
+    return {**params, "layers": layers}
+
+
 def prefix(config: Config, params: Params, tokens: jax.Array) -> Adapter:
-    """Keys and values before each layer's own, which start as those of real tokens.
+    """Keys and values before each layer's own, f32[L, S, kv_heads, head_size].
 
-    Args:
-      config: of the model.
-      params: of the model.
-      tokens: i32[S].
-
-    Returns:
-      {"prefix": {"k", "v": f32[L, S, kv_heads, head_size]}}; the model then answers as
-      if the text followed these tokens.
+    They start as those of tokens i32[S]: the model answers as if these came first.
     """
     x = embed(config, params, tokens[None], {})
     _, own = run_layers(config, params["layers"], x, {})
