@@ -18,12 +18,14 @@ from benchmarks.functions import quadratic, rosenbrock
 from benchmarks.rivals import mezo_by_hand
 from benchmarks.speed import (
     STUDIES,
+    compiling,
     devices,
     low_rank,
     median_ratio,
     noise,
     rivals,
     scaling,
+    stack,
 )
 from benchmarks.speed.timing import exponent, take_turns
 
@@ -299,7 +301,11 @@ def small(monkeypatch):
     monkeypatch.setattr(low_rank, "QUICK", ((2, 8, 2),))
     monkeypatch.setattr(devices, "QUICK", 64)
     monkeypatch.setattr(devices, "COUNTS", (1, 2))
-    for module in (rivals, scaling, noise, low_rank, devices):
+    some = (stack.SCAN, stack.APART, stack.CACHED, stack.UPDATE)
+    few = {name: stack.PROGRAMS[name] for name in some}
+    monkeypatch.setattr(stack, "PROGRAMS", few)
+    monkeypatch.setattr(compiling, "QUICK", (1,))
+    for module in (rivals, scaling, noise, low_rank, devices, compiling):
         monkeypatch.setattr(module, "REPEATS", 1)
 
 

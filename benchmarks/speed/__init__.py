@@ -18,6 +18,7 @@ STUDIES = {
     "scaling": "benchmarks.speed.scaling",
     "noise": "benchmarks.speed.noise",
     "low-rank": "benchmarks.speed.low_rank",
+    "compiling": "benchmarks.speed.compiling",
     "devices": "benchmarks.speed.devices",
 }
 

@@ -1,0 +1,130 @@
+"""What compiling a step costs: tracing, lowering and XLA apart, and sizes of programs.
+
+Times are the processor's, of all threads: other work changes them little.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+
+import jax
+import pandas as pd
+from jax.experimental.compilation_cache import compilation_cache
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from benchmarks.speed import stack
+from benchmarks.speed.timing import device_line
+from benchmarks.study import COLOURS, Cell, Row, Study, Tick, plain, tabulate
+
+QUICK, FULL = (12,), (12, 48)  # layers
+REPEATS, PATIENCE = 3, 60.0  # nothing is repeated beyond so many seconds
+PHASES = ("trace", "lower", "xla")
+COLUMNS = (*PHASES, "milliseconds", "ratio", "given", "made")
+
+
+@contextlib.contextmanager
+def cache(folder: str | None) -> Iterator[None]:
+    """Compiled programs are kept in this folder; None for nowhere."""
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
+
+
+def compiled(program: stack.Program) -> Row:
+    """Time until a step can run, with nothing compiled before."""
+    step, args, options = program
+    jax.clear_caches()
+    now = [time.process_time()]
+    if options is None:  # that of the first call which the second has not
+        for _ in range(2):
+            jax.block_until_ready(step(*args))
+            now.append(time.process_time())
+        return {"milliseconds": 1e3 * (2 * now[1] - now[0] - now[2])}
+    stages = [jax.jit(step, **options)]
+    for go in (lambda f: f.trace(*args), lambda f: f.lower(), lambda f: f.compile()):
+        stages.append(go(stages[-1]))
+        now.append(time.process_time())
+    given, made = (stage.as_text().count(" = ") for stage in stages[2:])
+    row = {name: 1e3 * (now[i + 1] - now[i]) for i, name in enumerate(PHASES)}
+    return row | {"milliseconds": sum(row.values()), "given": given, "made": made}
+
+
+def repeated(name: str, depth: int, seed: int) -> Row:
+    """The medians, and how far the repeats are apart."""
+    program, found, times = stack.program(name, depth, seed), [], []
+    is_cached = name == stack.CACHED
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        cache(folder if is_cached else None),
+    ):
+        if is_cached:
+            compiled(program)
+        while len(found) < REPEATS and sum(times) < 1e3 * PATIENCE:
+            found.append(compiled(program))
+            times.append(found[-1]["milliseconds"])
+    row = {n: statistics.median(r[n] for r in found) for n in found[0]}
+    spread = max(times) / min(times) if times[1:] else None
+    return row | {"layers": depth, "program": name, "spread": spread}
+
+
+def measure(depth: int, seed: int, tick: Tick) -> list[Row]:
+    """A row for each program."""
+    rows: list[Row] = []
+    for i, name in enumerate(stack.PROGRAMS):
+        tick(i / len(stack.PROGRAMS))
+        rows.append(repeated(name, depth, seed) | device_line())
+        rows[-1]["ratio"] = rows[-1]["milliseconds"] / rows[0]["milliseconds"]
+    return rows
+
+
+def cells(full: bool, seed: int) -> dict[str, Cell]:
+    depths = FULL if full else QUICK
+    return {f"{n} layers": functools.partial(measure, n, seed) for n in depths}
+
+
+def tables(frame: pd.DataFrame) -> list[Table]:
+    out = []
+    for name, part in frame.groupby("cell", sort=False):
+        shown = part[["program", *COLUMNS]].itertuples(index=False)
+        rows = [[program, *map(plain, numbers)] for program, *numbers in shown]
+        out.append(tabulate(f"{name}, milliseconds, sizes", ["", *COLUMNS], rows))
+    last, spread = frame.iloc[-1], plain(frame["spread"].max())
+    out[-1].caption = (
+        f"{last['device']}, JAX {last['jax']}; repeats differ by up to {spread} times."
+        " XLA is given operations and makes instructions."
+    )
+    return out
+
+
+def findings(frame: pd.DataFrame) -> list[str]:
+    out = []
+    for name, part in frame.groupby("cell", sort=False):
+        others = part.iloc[1:][["program", "ratio"]].itertuples(index=False)
+        said = ", ".join(f"{plain(ratio)} ({program})" for program, ratio in others)
+        seconds = plain(part["milliseconds"].iloc[0] / 1e3)
+        out.append(f"{name}: {seconds} s before a scanned step; times that: {said}.")
+    return out
+
+
+def figure(frame: pd.DataFrame) -> Figure:
+    wide = frame.pivot(index="program", columns="cell", values="ratio")
+    wide = wide.loc[list(stack.PROGRAMS)[::-1], list(dict.fromkeys(frame["cell"]))]
+    out = Figure(figsize=(8, 6), layout="constrained")
+    axis = wide.plot.barh(ax=out.subplots(), color=COLOURS, logx=True, ylabel="")
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_xlabel("time before the first step, over that of a scanned step")
+    return out
+
+
+STUDY = Study("What compiling costs", cells, tables, findings, figure, timed=True)
