@@ -70,6 +70,13 @@ def test_a_scan_is_one_layer_and_leaves_are_counted():
     assert apart[2] - apart[1] > 3 * (loop[2] - loop[1])
 
 
+def test_a_seed_is_no_part_of_a_program():
+    """So that the persistent cache has it, whatever the seed."""
+    steps = [stack.program(stack.SCAN, 1, seed) for seed in (0, 1)]
+    one, other = (jax.jit(p.step).lower(*p.args).as_text() for p in steps)
+    assert one == other
+
+
 def test_the_cache_is_used_there_alone(tmp_path):
     before = jax.config.jax_compilation_cache_dir
     step = lambda x: jnp.sin(x) * 3.0 + jnp.cos(x)

@@ -63,12 +63,9 @@ def compiled(program: stack.Program) -> Row:
 def repeated(name: str, depth: int, seed: int) -> Row:
     """The medians, and how far the repeats are apart."""
     program, found, times = stack.program(name, depth, seed), [], []
-    is_cached = name == stack.CACHED
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        cache(folder if is_cached else None),
-    ):
-        if is_cached:
+    kept = name == stack.CACHED
+    with tempfile.TemporaryDirectory() as path, cache(path if kept else None):
+        if kept:
             compiled(program)
         while len(found) < REPEATS and sum(times) < 1e3 * PATIENCE:
             found.append(compiled(program))
