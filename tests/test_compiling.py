@@ -95,12 +95,14 @@ def test_the_cache_is_used_there_alone(tmp_path):
 
 
 def test_patience_ends_repeats(monkeypatch):
-    took = {"milliseconds": 50_000.0}
-    monkeypatch.setattr(compiling, "compiled", lambda program: took)
+    took, calls = {}, []
+    monkeypatch.setattr(compiling, "compiled", lambda program: calls.append(1) or took)
     monkeypatch.setattr(stack, "program", lambda *of: None)
-    assert compiling.repeated(stack.SCAN, 1, 0)["spread"] == 1  # two: over a minute
-    took["milliseconds"] = 70_000.0
-    assert compiling.repeated(stack.SCAN, 1, 0)["spread"] is None
+    for share, number in ((0.1, 3), (0.6, 2), (1.1, 1)):
+        took["milliseconds"], calls[:] = share * 1e3 * compiling.PATIENCE, []
+        row = compiling.repeated(stack.SCAN, 1, 0)
+        assert len(calls) == number
+        assert row["spread"] == (1 if number > 1 else None)
 
 
 def test_ratios_are_those_of_the_scan(monkeypatch):

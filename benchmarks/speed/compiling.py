@@ -23,7 +23,7 @@ from benchmarks.speed.timing import device_line
 from benchmarks.study import COLOURS, Cell, Row, Study, Tick, plain, tabulate
 
 QUICK, FULL = (12,), (12, 48)  # layers
-REPEATS, PATIENCE = 3, 60.0  # nothing is repeated beyond so many seconds
+REPEATS, PATIENCE = 3, 25.0  # nothing is repeated beyond so many seconds
 PHASES = ("trace", "lower", "xla")
 COLUMNS = (*PHASES, "milliseconds", "ratio", "given", "made")
 
