@@ -15,7 +15,16 @@ import zojax
 from benchmarks.__main__ import main
 from benchmarks.functions import quadratic, rosenbrock
 from benchmarks.rivals import mezo_by_hand
-from benchmarks.speed import STUDIES, low_rank, noise, rivals, scaling, timing
+from benchmarks.speed import (
+    STUDIES,
+    compiling,
+    low_rank,
+    noise,
+    rivals,
+    scaling,
+    stack,
+    timing,
+)
 
 # -- rivals ----------------------------------------------------------------------------
 
@@ -173,7 +182,11 @@ def small(monkeypatch):
     monkeypatch.setattr(noise, "QUICK", (100,))
     monkeypatch.setattr(noise, "ENTRIES", 200)
     monkeypatch.setattr(low_rank, "QUICK", ((2, 8, 2),))
-    for module in (rivals, scaling, noise, low_rank):
+    some = (stack.SCAN, stack.APART, stack.CACHED, stack.UPDATE)
+    few = {name: stack.PROGRAMS[name] for name in some}
+    monkeypatch.setattr(stack, "PROGRAMS", few)
+    monkeypatch.setattr(compiling, "QUICK", (1,))
+    for module in (rivals, scaling, noise, low_rank, compiling):
         monkeypatch.setattr(module, "REPEATS", 1)
 
 

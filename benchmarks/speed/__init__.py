@@ -6,5 +6,5 @@ all of them.
 
 from benchmarks import studies
 
-STUDIES = ("rivals", "scaling", "noise", "low-rank")
+STUDIES = ("rivals", "scaling", "noise", "low-rank", "compiling")
 command = studies.command(__name__, STUDIES)
