@@ -14,6 +14,7 @@ from benchmarks.language import (
     objectives,
     precision,
     runs,
+    steps,
 )
 from benchmarks.language.problem import Source
 from benchmarks.language.recipe import Recipe, queries
@@ -153,3 +154,30 @@ def test_dtypes_are_shown_with_what_they_reach():
     assert list(scores["test_accuracy"]) == ["75"] * 4
     precision.STUDY.figure(frame)
     assert list(precision.cells(False, 0)) == ["passes", *scores.index]
+
+
+def test_each_methods_rate_is_chosen_on_the_first_seed(monkeypatch):
+    """By hand: 0.09 is the best of two-sided's; other seeds see no other rate."""
+
+    def run(name, recipe, tick):
+        nats = 0.5 + abs(recipe.learning_rate - 0.09) + 0.01 * recipe.seed
+        return [end(name, recipe.seed, 0.8, nats, learning_rate=recipe.learning_rate)]
+
+    monkeypatch.setattr(runs, "measure", run)
+    frame = pd.DataFrame(
+        [
+            row
+            for name in ("two-sided", "mean of 4")
+            for row in steps.measure(name, 0, QUIET)
+        ]
+    )
+    assert len(frame) == 10
+    assert set(frame[frame["chosen"]]["learning_rate"]) == {0.09}
+    assert list(frame[frame["chosen"]]["seed"]) == [0, 1, 2] * 2
+    (table,) = steps.tables(frame).values()
+    assert list(table["test_cross_entropy"]) == ["0.510(6)"] * 2
+    (found,) = steps.findings(frame)
+    assert found.startswith("mean of 4 less two-sided, paired by seed: accuracy +0")
+    assert set(steps.cells(True, 0)) == set(steps.METHODS)
+    for changes, rates in steps.METHODS.values():
+        steps.BASE.replace(**changes, learning_rate=rates[0])

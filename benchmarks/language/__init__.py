@@ -24,6 +24,7 @@ ON_DEMAND = {
     "unused": "compares with the probe on all sentences that neither was trained on",
     "precision": "holds the weights in float32, bfloat16 and int8",
     "ratings": "estimates how people rate tweets: a regression, not labels",
+    "steps": "changes the steps of quick, and tunes norms",
 }
 
 

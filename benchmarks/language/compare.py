@@ -84,12 +84,11 @@ def tables(of: Comparison, frame: pd.DataFrame) -> Tables:
     }
 
 
-def findings(of: Comparison, frame: pd.DataFrame) -> list[str]:
-    at_best = runs.best(runs.ends(frame), list(of.settings[0]), of.by)
-    at_best = at_best.set_index(["name", "seed"])[runs.TEST]
-    out = [f"Calibrated zero-shot: {frame['floor_calibrated'].iloc[0]:.1%}."]
-    for method, other in of.pairs.items():
-        gaps = at_best.loc[method] - at_best.loc[other]
+def paired(chosen: pd.DataFrame, pairs: dict[str, str]) -> list[str]:
+    """A sentence for each pair: the differences, taken seed by seed."""
+    chosen, out = chosen.set_index(["name", "seed"])[runs.TEST], []
+    for method, other in pairs.items():
+        gaps = chosen.loc[method] - chosen.loc[other]
         points, nats = 100 * gaps["test_accuracy"], gaps["test_cross_entropy"]
         out.append(
             f"{method} less {other}, paired by seed: accuracy {points.mean():+.3g} +-"
@@ -97,6 +96,12 @@ def findings(of: Comparison, frame: pd.DataFrame) -> list[str]:
             f" {nats.sem():.2g}."
         )
     return out
+
+
+def findings(of: Comparison, frame: pd.DataFrame) -> list[str]:
+    at_best = runs.best(runs.ends(frame), list(of.settings[0]), of.by)
+    floor = f"Calibrated zero-shot: {frame['floor_calibrated'].iloc[0]:.1%}."
+    return [floor, *paired(at_best, of.pairs)]
 
 
 def figure(of: Comparison, frame: pd.DataFrame) -> Figure:
