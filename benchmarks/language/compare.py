@@ -39,7 +39,7 @@ LORA = Base("lora-zo", (*SMALLER, ("top", 10)), (0.1, 0.3, 0.9, 2.7))
 CORES = Base(
     "cores-zo",
     (*SMALLER, ("matrices", "od"), ("rank", 4), ("head", "words")),
-    (0.01, 0.03, 0.09, 0.27),
+    (0.01, 0.03, 0.09, 0.27, 0.81),
 )
 # What is compared, as changes of that.
 METHODS: dict[str, dict[str, Any]] = {
