@@ -351,6 +351,77 @@ def test_cores_start_as_the_model_and_are_the_update_they_say(ready):
     np.testing.assert_allclose(spread, np.eye(2), atol=1e-3)
 
 
+@pytest.mark.parametrize("top", [0, 2])
+def test_norms_are_scaled_relative_to_themselves(ready, top):
+    """Against the model whose own norms were multiplied by hand; cores may have them."""
+    chosen = Recipe(**SMALL, tuning="norms", top=top, after_text=True)
+    made, plain = ready(chosen), ready(Recipe(**SMALL, top=top, after_text=True))
+    model, adapter = made.params["model"], made.params["adapter"]
+    assert set(adapter["norms"]) == {"attention_norm", "mlp_norm"}
+    bare = _margins(plain, {"model": model, "adapter": {}}, plain.test)
+    np.testing.assert_array_equal(_margins(made, made.params, made.test), bare)
+    rng = np.random.default_rng(0)
+    change = {name: rng.normal(0, 0.3, x.shape) for name, x in adapter["norms"].items()}
+    change = jax.tree.map(lambda x: x.astype(np.float32), change)
+    scaled = {name: model["layers"][name] * (1 + x) for name, x in change.items()}
+    other = {**model, "layers": {**model["layers"], **scaled}}
+    expected = _margins(plain, {"model": other, "adapter": {}}, plain.test)
+    found = _margins(made, {"model": model, "adapter": {"norms": change}}, made.test)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(found - bare).max() > 1e-2
+    both = ready(Recipe(**SMALL, tuning="cores", rank=2, norms=True, top=top))
+    assert both.trainable["adapter"] == {"cores": True, "bases": False, "norms": True}
+    assert training.start(chosen, made).tuned.keys() == {"norms"}
+
+
+def test_batches_grow_late():
+    """11 steps: 6 of 4 sentences, 5 of 8; no sentence comes twice in an epoch."""
+    chosen = Recipe(steps=11, batch=4, late_batch=8, sentences=30)
+    rows = [training.batch_rows(chosen, 30, step) for step in range(11)]
+    assert [len(some) for some in rows] == [4] * 6 + [8] * 5
+    assert len({*np.concatenate(rows[:6])}) == 24
+    assert len({*np.concatenate(rows[6:9])}) == 24
+    assert {*rows[6]} != {*rows[9]}
+    usual = dataclasses.replace(chosen, late_batch=0)
+    for step in range(6):
+        found = training.batch_rows(usual, 30, step)
+        np.testing.assert_array_equal(found, rows[step])
+
+
+def test_a_rate_is_that_of_exact_slopes_and_curvatures(ready):
+    """Oracle: 3,000 batches and signs with autodiff's gradients and Hessian."""
+    fields = {"tuning": "cores", "rank": 2, "top": 2, "smoothing": 1e-2}
+    chosen = Recipe(**SMALL | fields | {"learning_rate": "auto"})
+    made = ready(chosen)
+    found = training.suggest_rate(chosen, made)
+    value = problem.loss(made.config, made.words)
+    start, fixed = made.params["adapter"]["cores"], made.params["adapter"]["bases"]
+    flat, unravel = jax.flatten_util.ravel_pytree(start)
+
+    def at(x, batch):
+        adapter = {"cores": unravel(x), "bases": fixed}
+        return value({**made.params, "adapter": adapter}, batch)
+
+    number = len(made.train.labels)
+    each = jax.jit(lambda i: jax.grad(at)(flat, _rows(made.train, i)))
+    slopes = np.stack([each(np.array([i])) for i in range(number)]).astype(float)
+    whole = training.on_device(made.train, np.arange(number))
+    bends = np.asarray(jax.jit(jax.hessian(at))(flat, whole), float)
+    rng = np.random.default_rng(0)
+    along = bent = 0.0
+    for _ in range(3000):
+        signs = rng.choice([-1.0, 1.0], flat.size)
+        some = slopes[rng.permutation(number)[: chosen.batch]].mean(axis=0)
+        g = signs * (signs @ some)
+        along, bent = along + g @ slopes.mean(axis=0), bent + g @ bends @ g
+    assert found.learning_rate_error < found.learning_rate
+    assert abs(found.learning_rate - along / bent) < 4 * found.learning_rate_error
+
+
+def _rows(batch, rows):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], batch)
+
+
 def test_a_head_is_a_regression_on_the_models_own_states(ready):
     """Its margins at the start: those of states that are read here, by sklearn."""
     made = ready(
@@ -576,6 +647,12 @@ def test_clipping_bounds_the_directional_derivative(ready):
             "estimator must be mean for simplex",
         ),
         ({"tuning": "all", "sampler": "sphere"}, "gaussian or rademacher"),
+        ({"late_batch": 4096}, "late_batch must be at most sentences, 2048, got 4096"),
+        ({"norms": True, "tuning": "prompt"}, "norms needs tuning lora or cores"),
+        ({"shaping": "z-score"}, "clip must be 0 with shaping z-score"),
+        ({"shaping": "z-score", "estimator": "zoar"}, "shaping needs estimator"),
+        ({"learning_rate": "auto", "optimizer": "adam"}, "auto needs estimator"),
+        ({"learning_rate": "some"}, "learning_rate must be a number > 0, got 'some'"),
     ],
 )
 def test_bad_recipes(fields, message):
@@ -593,10 +670,11 @@ def test_presets_are_recipes_that_can_be_written_and_read(tmp_path, name):
 # -- interruption and resumption -------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["zoar", "radazo"])
+@pytest.mark.parametrize("name", ["zoar", "radazo", "late batch"])
 def test_a_resumed_run_is_the_unbroken_one(ready, tmp_path, name):
     """Interrupted by a real SIGINT in mid-block, saved by orbax, restored afresh."""
-    chosen = Recipe(**SMALL | {"steps": 11} | ESTIMATES[name])
+    fields = ESTIMATES.get(name, {"late_batch": 16})
+    chosen = Recipe(**SMALL | {"steps": 11} | fields)
     made = ready(chosen)
     unbroken = training.train(chosen, made, training.start(chosen, made), every=4)
 
@@ -777,9 +855,26 @@ def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys, where):
     assert again["accuracy"] == result["accuracy"]
 
 
+def test_a_rate_is_found_once_and_kept(tiny, tmp_path, capsys):
+    options = ("--preset", "cores-zo", "--top", "2", "--rank", "2")
+    auto = (*options, "--learning-rate", "auto", "--batch", "32")
+    assert _train(tiny, tmp_path, *auto) == 0
+    assert "Learning rate" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "learning_rate.json").read_text())
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["learning_rate"] == kept["learning_rate"] > 2 * kept["error"]
+    assert json.loads((tmp_path / "settings.json").read_text())["batch"] == 32
+    (tmp_path / "learning_rate.json").write_text('{"learning_rate": 0.125}')
+    assert _train(tiny, tmp_path, *auto, "--resume") == 0
+    assert "Looking" not in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["learning_rate"] == 0.125
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--learning-rate", "fast"], "argument --learning-rate"),
         (["--estimator", "magic"], "invalid choice: 'magic'"),
         (["--preset", "magic"], "invalid choice: 'magic'"),
         (["--steps", "0"], "must be a whole number from 1"),

@@ -94,10 +94,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action = argparse.BooleanOptionalAction
             add(option, action=action, default=None, help=field.metadata["help"])
             continue
-        kind = {"int": whole_number(least), "float": positive, "str": str}[field.type]
+        kinds = {"int": whole_number(least), "float": positive, "str": str}
+        kind = kinds.get(field.type)
         add(
             option,
-            type=not_negative if field.name == "clip" else kind,
+            type={"clip": not_negative, "learning_rate": rate}.get(field.name, kind),
             choices=choices or None,
             help=field.metadata["help"],
         )
@@ -124,6 +125,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def not_negative(text: str) -> float:
     """An argparse type: a finite float >= 0."""
     return 0.0 if text.strip() in ("0", "0.0") else positive(text)
+
+
+def rate(text: str) -> float | str:
+    """An argparse type: a finite float > 0, or "auto"."""
+    return text if text == "auto" else positive(text)
 
 
 def run(args: argparse.Namespace) -> None:

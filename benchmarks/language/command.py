@@ -119,15 +119,21 @@ def train(args: argparse.Namespace) -> None:
         )
     files = {
         name: folder.path / name
-        for name in ("curve.csv", "curve.png", "adapter.safetensors", "result.json")
+        for name in (
+            *("curve.csv", "curve.png", "adapter.safetensors", "result.json"),
+            "learning_rate.json",
+        )
     }
     del model  # what is tuned is replaced in place, and held once
     checkpoints = folder.path / "checkpoints"
-    run = training.start(chosen, ready)
     folder.create()
     if not args.resume:  # first, so that no other settings' checkpoint can stay
         training.forget(checkpoints)
     folder.begin(settings, list(files.values()), args.resume)
+    rate_file = files.pop("learning_rate.json")
+    if chosen.learning_rate == "auto":
+        chosen = with_rate(chosen, ready, folder, rate_file, say)
+    run = training.start(chosen, ready)
     floors = problem.floors(ready)
     if args.resume:
         run = training.restore(checkpoints, settings, run) or run
@@ -183,6 +189,28 @@ def train(args: argparse.Namespace) -> None:
         ) from None
 
 
+def with_rate(
+    chosen: Recipe, ready: problem.Problem, folder: Folder, path: Path, say: Any
+) -> Recipe:
+    """The recipe with a learning rate that is found, or was by the run that goes on."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return dataclasses.replace(chosen, learning_rate=kept["learning_rate"])
+    except (OSError, ValueError, KeyError, TypeError, UsageError):
+        say("Looking for a learning rate.")
+    found = training.suggest_rate(chosen, ready)
+    rate, error = found.learning_rate, found.learning_rate_error
+    if rate is None or not 2 * error < rate < np.inf:
+        raise UsageError(
+            f"learning_rate auto found {rate} +- {error}, which says nothing: give one,"
+            " or a larger batch"
+        )
+    text = json.dumps({"learning_rate": rate, "error": error}, indent=2)
+    folder.save(path, text.encode())
+    say(f"Learning rate {rate:.3g} +- {error:.1g}.")
+    return dataclasses.replace(chosen, learning_rate=rate)
+
+
 def _write_curve(folder: Folder, path: Path, run: training.Run) -> None:
     columns = ("step", "passes", "seconds", "loss", "accuracy", "cross_entropy")
     frame = pd.DataFrame(run.curve, columns=columns)
@@ -207,6 +235,7 @@ def _finish(
         "accuracy": score.accuracy,
         "cross_entropy": score.cross_entropy,
         "floors": floors._asdict(),
+        "learning_rate": chosen.learning_rate,
         "seconds": run.seconds,
         "forward_passes": run.step * recipe.queries(chosen),
     }
@@ -272,7 +301,7 @@ def answer(
     layers = params["layers"]["q"].shape[0]
     pad = lambda x: jnp.pad(x, [(layers - len(x), 0)] + [(0, 0)] * (x.ndim - 1))
     # Layers below the adapted ones get an update of zero.
-    for part in ("lora", "cores", "bases"):
+    for part in ("lora", "cores", "bases", "norms"):
         if part in adapter:
             adapter = adapter | {part: jax.tree.map(pad, adapter[part])}
     if "head" in adapter:

@@ -221,9 +221,9 @@ def _answers(
 
 def _tuned(model: Params, adapter: Adapter) -> Params:
     """The model with the scales of an adapter that has some."""
-    if "scales" not in adapter:
-        return model
-    return quantized.with_floats(model, adapter["scales"])
+    if "scales" in adapter:
+        model = quantized.with_floats(model, adapter["scales"])
+    return tuning.with_norms(model, adapter) if "norms" in adapter else model
 
 
 def _states(
@@ -519,6 +519,8 @@ def assemble(
     adapter = start_adapter(recipe, config, params, virtual)
     if recipe.tuning == "cores":
         adapter = _cores(recipe, config, params, batches[0], words)
+    if recipe.norms:
+        adapter |= tuning.norms(params)
     if recipe.head == "before":
         read = states_of(config, params, adapter, batches[0])
         adapter["head"] = head.fit(*read, batches[0].labels, bottom)
@@ -557,6 +559,8 @@ def start_adapter(
     if recipe.tuning == "lora":
         key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
         return tuning.lora(params, recipe.rank, key, names=matrix_names(recipe))
+    if recipe.tuning == "norms":
+        return tuning.norms(params)
     if recipe.tuning == "prompt":
         return tuning.soft_prompt(params, virtual)
     return tuning.prefix(config, params, virtual)

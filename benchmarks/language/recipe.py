@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -21,10 +21,12 @@ __all__ = [
     "ESTIMATORS",
     "PRESETS",
     "Recipe",
+    "batch_at",
     "matrix_names",
     "optimizer",
     "queries",
     "read",
+    "sampler_of",
 ]
 
 SAMPLERS = {
@@ -47,12 +49,17 @@ ESTIMATORS = {
 LAZY = ("scales", "all")  # noise is drawn layer by layer
 # Settings that some ways of tuning have.
 NEEDS = {
-    "top": ("lora", "cores"),
+    "top": ("lora", "cores", "norms"),
+    "norms": ("lora", "cores"),
     "freeze_a": ("lora",),
     "predicting": ("cores",),
-    "after_text": ("lora", "cores", "prompt"),
-    "head": ("lora", "cores"),
+    "after_text": ("lora", "cores", "norms", "prompt"),
+    "head": ("lora", "cores", "norms"),
 }
+# Estimators of one step's values alone.
+SHAPED = ("two-sided", "mean", "leave-one-out")
+SIMPLE = (*SHAPED, "one-sided")
+SHAPINGS = {"none": None, "z-score": zojax.shaping.z_score}
 OBJECTIVES = ("cross-entropy", "accuracy")
 OPTIMIZERS = ("sgd", "momentum", "adam", "radazo")
 HEADS = ("words", "before", "after")
@@ -76,8 +83,8 @@ class Recipe:
     tuning: str = _option("lora", "what is tuned", TUNINGS)
     top: int = _option(
         0,
-        "how many of the last layers LoRA and cores adapt, 0 for all; what the layers"
-        " below answer never changes and is computed once",
+        "how many of the last layers LoRA, cores and norms adapt, 0 for all; what the"
+        " layers below answer never changes and is computed once",
         least=0,
     )
     rank: int = _option(8, "of LoRA; the side of cores")
@@ -92,11 +99,14 @@ class Recipe:
         "cores have one input direction, the one that predicts the label, in the place"
         " of so many principal ones",
     )
+    norms: bool = _option(
+        False, "LoRA and cores have the scales of the layers' norms tuned beside them"
+    )
     freeze_a: bool = _option(False, "tune only the B of LoRA's A B")
     after_text: bool = _option(
         False,
-        "LoRA and cores adapt the template's last words alone, virtual tokens come"
-        " before them: the text before is run once, a pass runs what follows",
+        "LoRA, cores and norms adapt the template's last words alone, virtual tokens"
+        " come before them: the text before is run once, a pass runs what follows",
     )
     tokens: int = _option(10, "virtual tokens of a prompt or a prefix")
     objective: str = _option(
@@ -109,9 +119,19 @@ class Recipe:
     sampler: str = _option("rademacher", "of directions", tuple(SAMPLERS))
     directions: int = _option(1, "K, a step")
     smoothing: float = _option(1e-3, "mu")
+    shaping: str = _option(
+        "none",
+        "z-score divides the estimate by the spread of a step's values (normalised"
+        " steps; needs clip 0 and another learning rate)",
+        tuple(SHAPINGS),
+    )
     history: int = _option(0, "past steps that zoar reuses", least=0)
     optimizer: str = _option("sgd", "what is done with the gradient", OPTIMIZERS)
-    learning_rate: float = _option(2e-2, "at the start")
+    learning_rate: float | Literal["auto"] = _option(
+        2e-2,
+        "at the start; auto: the one that lowers the objective most there, in the mean,"
+        " from slopes and curvatures along 16 estimates (zojax.diagnose)",
+    )
     schedule: str = _option("linear", "decay of the learning rate to 0", SCHEDULES)
     clip: float = _option(
         3.0,
@@ -120,6 +140,9 @@ class Recipe:
     )
     steps: int = _option(500, "of the optimizer")
     batch: int = _option(16, "sentences a step")
+    late_batch: int = _option(
+        0, "sentences a step in the last half of the steps; 0: as before", least=0
+    )
     longest: int = _option(
         24,
         "tokens of a training sentence with its template; longer ones are left out",
@@ -152,6 +175,8 @@ class Recipe:
             name, value = field.name, getattr(self, field.name)
             choices, least = field.metadata["choices"], field.metadata["least"]
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if name == "learning_rate" and value == "auto":
+                continue
             if choices and value not in choices:
                 raise UsageError(f"{name} must be one of {choices}, got {value!r}")
             if field.type == "int" and not (
@@ -161,7 +186,7 @@ class Recipe:
                     f"{name} must be a whole number from {least} to {LARGEST}, got"
                     f" {value!r}"
                 )
-            if field.type == "float" and not (
+            if "float" in str(field.type) and not (
                 number
                 and math.isfinite(value)
                 and (value > 0 or (name == "clip" and value == 0))
@@ -184,6 +209,12 @@ class Recipe:
             raise UsageError(
                 f"batch must be at most sentences, {self.sentences}, got {self.batch}"
             )
+        if self.late_batch > self.sentences:
+            raise UsageError(
+                f"late_batch must be at most sentences, {self.sentences}, got"
+                f" {self.late_batch}"
+            )
+        self._check_steps()
         rounded = self.dtype == "bfloat16" and self.tuning not in ("lora", "cores")
         if rounded and self.smoothing < 1e-3 and self.estimator != "first-order":
             raise UsageError(
@@ -218,6 +249,26 @@ class Recipe:
             raise UsageError(
                 "sampler must be gaussian or rademacher, drawn layer by layer, for"
                 f" tuning {self.tuning}, got {self.sampler!r}"
+            )
+
+    def _check_steps(self) -> None:
+        """Which steps can be normalised, and of which a rate can be found."""
+        if self.shaping != "none" and self.estimator not in SHAPED:
+            raise UsageError(
+                f"shaping needs estimator {', '.join(SHAPED)}, got {self.estimator!r}"
+            )
+        if self.shaping != "none" and self.clip:
+            raise UsageError(
+                f"clip must be 0 with shaping {self.shaping}, which bounds the weights"
+                f" itself, got {self.clip}"
+            )
+        simple = (self.estimator, self.optimizer, self.shaping)
+        if self.learning_rate == "auto" and simple not in [
+            (estimator, "sgd", "none") for estimator in SIMPLE
+        ]:
+            raise UsageError(
+                f"learning_rate auto needs estimator {', '.join(SIMPLE)}, optimizer sgd"
+                f" and shaping none, got {', '.join(simple)}"
             )
 
 
@@ -335,6 +386,12 @@ def matrix_names(recipe: Recipe) -> tuple[str, ...]:
     return tuple(NAMES[letter] for letter in recipe.matrices)
 
 
+def batch_at(recipe: Recipe, step: int) -> int:
+    """Sentences of a step."""
+    late = recipe.late_batch and 2 * step >= recipe.steps
+    return recipe.late_batch if late else recipe.batch
+
+
 def queries(recipe: Recipe) -> int:
     """Forward passes of a step."""
     return ESTIMATORS[recipe.estimator](recipe.directions)
@@ -366,7 +423,8 @@ def _estimator(
     if recipe.estimator in differences:
         kind = differences[recipe.estimator]
         clip = recipe.clip or None
-        return zojax.two_point(mu, k, difference=kind, clip=clip, **shared)
+        shaped = {"clip": clip, "shaping": SHAPINGS[recipe.shaping]}
+        return zojax.two_point(mu, k, difference=kind, **shaped, **shared)
     if recipe.estimator == "zoar":
         return zojax.zoar(
             mu,
@@ -379,6 +437,17 @@ def _estimator(
     # A held guide would need whole directions, which lazy(...) is there to avoid.
     storage = "replay" if recipe.tuning in LAZY else "sums"
     return zojax.dap(mu, k, base=sampler, storage=storage, **shared)
+
+
+def sampler_of(recipe: Recipe, params: Any, trainable: Any) -> zojax.Sampler:
+    """Whole directions of what is tuned."""
+    return perturbations.restrict(SAMPLERS[recipe.sampler](), _flags(params, trainable))
+
+
+def _flags(params: Any, trainable: Any) -> Any:
+    """A flag for each leaf."""
+    spread = lambda flag, sub: jax.tree.map(lambda _: flag, sub)
+    return jax.tree.map(spread, trainable, params)
 
 
 def optimizer(
@@ -401,9 +470,7 @@ def optimizer(
     Returns:
       The chain; with a first-order recipe it takes gradients.
     """
-    flags = jax.tree.map(
-        lambda flag, sub: jax.tree.map(lambda _: flag, sub), trainable, params
-    )
+    flags = _flags(params, trainable)
     size = sum(
         leaf.size
         for leaf, flag in zip(

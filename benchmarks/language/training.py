@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
+import zojax
 from benchmarks import UsageError
 from benchmarks.language import head
 from benchmarks.language.problem import (
@@ -26,7 +27,13 @@ from benchmarks.language.problem import (
     loss,
     states_of,
 )
-from benchmarks.language.recipe import Recipe, optimizer, queries
+from benchmarks.language.recipe import (
+    Recipe,
+    batch_at,
+    optimizer,
+    queries,
+    sampler_of,
+)
 from benchmarks.memory.programs import total_bytes
 
 __all__ = [
@@ -38,12 +45,14 @@ __all__ = [
     "restore",
     "start",
     "step_bytes",
+    "suggest_rate",
     "train",
     "train_and_test",
     "with_last_head",
 ]
 
 KEEP_EVERY = 30.0  # seconds between checkpoints
+REPEATS = 16  # estimates that a learning rate is found along
 
 
 class Run(NamedTuple):
@@ -119,10 +128,41 @@ def start(recipe: Recipe, problem: Problem) -> Run:
 
 def batch_rows(recipe: Recipe, number: int, step: int) -> np.ndarray:
     """The sentences of a step, i[batch]: epochs in an order that the seed names."""
-    batches = number // recipe.batch
-    epoch, i = divmod(step, batches)
-    order = np.random.default_rng([recipe.seed, epoch]).permutation(number)
-    return order[i * recipe.batch : (i + 1) * recipe.batch]
+    size, late = batch_at(recipe, step), ()
+    if size != recipe.batch:  # epochs of their own
+        step, late = step - -(-recipe.steps // 2), (1,)
+    epoch, i = divmod(step, number // size)
+    order = np.random.default_rng([recipe.seed, epoch, *late]).permutation(number)
+    return order[i * size : (i + 1) * size]
+
+
+def suggest_rate(recipe: Recipe, problem: Problem) -> zojax.Diagnosis:
+    """What :func:`zojax.diagnose` says of the start; each direction has its batch."""
+    part = tuned_part(recipe)
+    frozen = {name: leaf for name, leaf in problem.params.items() if name != part}
+    objective = loss(problem.config, problem.words, recipe.objective)
+
+    @jax.jit
+    def at(tuned, frozen, batch):
+        return objective({**frozen, part: tuned}, batch)
+
+    def value_fn(tuned, query_key):
+        words = np.asarray(jax.random.key_data(query_key))
+        number = len(problem.train.labels)
+        rows = np.random.default_rng(words).permutation(number)[: recipe.batch]
+        return at(tuned, frozen, on_device(problem.train, rows))
+
+    tuned = problem.params[part]
+    return zojax.diagnose(
+        value_fn,
+        tuned,
+        recipe.smoothing,
+        recipe.directions,
+        key=jax.random.fold_in(jax.random.key(recipe.seed), 3),
+        sampler=sampler_of(recipe, tuned, problem.trainable[part]),
+        num_repeats=REPEATS,
+        num_smoothings=0,
+    )
 
 
 @contextmanager
@@ -177,7 +217,7 @@ def train(
     _, step_fn = make_step(recipe, problem)
     step_fn = jax.jit(step_fn, donate_argnums=(0, 1))
     number, passes = len(problem.train.labels), queries(recipe)
-    tokens = passes * recipe.batch * problem.train.inputs.shape[1]
+    tokens = passes * problem.train.inputs.shape[1]
     began = kept = time.perf_counter()
     before = run.seconds
     elapsed = lambda: before + time.perf_counter() - began
@@ -205,7 +245,7 @@ def train(
                 run.tuned, run.opt_state, frozen, on_device(problem.train, rows)
             )
             losses = [*run.losses, float(value)]
-            speed = tokens / (time.perf_counter() - stepped)
+            speed = tokens * len(rows) / (time.perf_counter() - stepped)
             run = Run(tuned, opt_state, run.step + 1, losses, elapsed(), run.curve)
             if run.step % every == 0 or run.step == recipe.steps:
                 run = validated(run)

@@ -12,9 +12,18 @@ import zojax
 from benchmarks.language.quantized import dequantize
 from benchmarks.language.transformer import Adapter, Config, Params, embed, run_layers
 
-__all__ = ["TUNINGS", "cores", "lora", "lora_of_cores", "prefix", "soft_prompt"]
+__all__ = [
+    "TUNINGS",
+    "cores",
+    "lora",
+    "lora_of_cores",
+    "norms",
+    "prefix",
+    "soft_prompt",
+    "with_norms",
+]
 
-TUNINGS = ("lora", "cores", "prompt", "prefix", "scales", "all")
+TUNINGS = ("lora", "cores", "norms", "prompt", "prefix", "scales", "all")
 
 
 def soft_prompt(params: Params, tokens: jax.Array) -> Adapter:
@@ -100,6 +109,21 @@ def lora_of_cores(adapter: Adapter) -> Adapter:
     names = adapter["cores"]
     lora = {name: of(adapter["bases"][name], names[name]) for name in names}
     return {**adapter, "lora": lora}
+
+
+def norms(params: Params) -> Adapter:
+    """What the scales of the layers' norms change by, relative to them: f32[L, D]."""
+    names = (name for name in params["layers"] if name.endswith("_norm"))
+    like = {name: params["layers"][name].shape for name in names}
+    return {"norms": {name: jnp.zeros(shape) for name, shape in like.items()}}
+
+
+def with_norms(params: Params, adapter: Adapter) -> Params:
+    """The model with the scales of an adapter's norms, where it has some."""
+    layers = params["layers"]
+    of = lambda name, change: layers[name] * (1 + change).astype(layers[name].dtype)
+    scaled = {name: of(name, x) for name, x in adapter.get("norms", {}).items()}
+    return {**params, "layers": {**layers, **scaled}}
 
 
 def prefix(config: Config, params: Params, tokens: jax.Array) -> Adapter:
