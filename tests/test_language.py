@@ -353,7 +353,7 @@ def test_cores_start_as_the_model_and_are_the_update_they_say(ready):
 
 @pytest.mark.parametrize("top", [0, 2])
 def test_norms_are_scaled_relative_to_themselves(ready, top):
-    """Against the model whose own norms were multiplied by hand; cores may have them."""
+    """Against the model whose norms were multiplied by hand; cores have them."""
     chosen = Recipe(**SMALL, tuning="norms", top=top, after_text=True)
     made, plain = ready(chosen), ready(Recipe(**SMALL, top=top, after_text=True))
     model, adapter = made.params["model"], made.params["adapter"]

@@ -26,6 +26,7 @@ STUDIES = {
     "members": "benchmarks.language.members",
     "precision": "benchmarks.language.precision",
     "ratings": "benchmarks.language.ratings",
+    "steps": "benchmarks.language.steps",
 }
 
 # Those that run only when asked for: what they do.
@@ -39,6 +40,7 @@ ON_DEMAND = {
     "unused": "compares with the probe on all sentences that neither was trained on",
     "precision": "holds the weights in float32, bfloat16 and int8",
     "ratings": "estimates how people rate tweets: a regression, not labels",
+    "steps": "changes the steps of quick, and tunes norms",
 }
 
 
