@@ -31,6 +31,7 @@ from benchmarks.language import (
     probe,
     problem,
     recipe,
+    steps,
     tasks,
     tokens,
     training,
@@ -808,6 +809,34 @@ def test_methods_are_compared_at_their_best_rates_and_equal_passes():
         for base in (compare.LORA, compare.CORES):
             chosen = compare.recipe_of(base, method, 0.1, 0, 400)
             assert 400 - 4 < recipe.queries(chosen) * chosen.steps <= 400
+
+
+def test_steps_are_compared_at_equal_passes_and_their_best_rates():
+    for method, (_, rates) in steps.METHODS.items():
+        chosen = steps.recipe_of(method, rates[0], 1)
+        number = sum(recipe.batch_at(chosen, step) for step in range(chosen.steps))
+        assert number * queries(chosen) == 3072, method
+    rows = [
+        {
+            "method": method,
+            "learning_rate": rate,
+            "seed": seed,
+            "chosen": rate == 0.1,
+            "validation_accuracy": 0.8,
+            "validation": 0.4,
+            "accuracy": right + 0.01 * seed,
+            "cross_entropy": nats,
+        }
+        for method, right, nats in (("two-sided", 0.8, 0.4), ("late", 0.82, 0.39))
+        for rate, seed in ((0.1, 0), (0.3, 0), (0.1, 1), (0.1, 2))
+    ]
+    frame = pd.DataFrame(rows)
+    assert steps.findings(frame) == [
+        "late less two-sided: accuracy +2.000 +- 0.000 points, cross-entropy -0.010"
+        " +- 0.000."
+    ]
+    assert "83.0(6)" in _rendered(steps.tables(frame))
+    assert len(steps.figure(frame).axes[0].patches) == 2
 
 
 # -- the command -----------------------------------------------------------------------
