@@ -118,7 +118,7 @@ def _run(
     for name in studies:
         old = ("cells", f"{name}.csv", f"{name}.png")
         folder.begin(output / name, settings, old, resume)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     cells = {name: study.cells(full, seed) for name, study in studies.items()}
     try:
         for name, study in studies.items():

@@ -153,6 +153,8 @@ def lines(frame: pd.DataFrame, log: str = "", **options: Any) -> Figure:
     }
     grid = seaborn.relplot(frame, **usual | options)
     grid.set(**{f"{axis}scale": "log" for axis in log})
+    if "row" in options:  # one line of both is wider than a panel
+        grid.set_titles("{row_name}\n{col_name}")
     for axes in grid.axes.flat:
         axes.grid(alpha=0.25)
     grid.tight_layout()  # once more: a scale changes what has to fit
