@@ -194,7 +194,9 @@ def figure(frame: pd.DataFrame) -> Figure:
         column[0].ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
         before_and_after(column[1:], by_name[name], typical(frame, name))
     methods = frame["method"].unique()
-    out.legend(axes[0, 0].lines, methods, loc="outside lower center", ncols=3)
+    out.legend(
+        axes[0, 0].lines[: len(methods)], methods, loc="outside lower center", ncols=3
+    )
     return out
 
 
