@@ -99,7 +99,7 @@ def findings(frame: pd.DataFrame) -> list[str]:
         f" {row['late']:.0f} of them late, the descent gains"
         f" {(clean['first'] - row['best']) / (clean['first'] - clean['best']):.2f} of"
         " what it gains without faults."
-        for (suffers, _), row in found.drop("none").iterrows()
+        for (suffers, _), row in found.drop("none", level="faults").iterrows()
     ]
     share = clean["seconds"] / alone["seconds"]
     return [*out, f"Two workers take {share:.2f} of the time of one."]
