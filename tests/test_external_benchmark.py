@@ -37,21 +37,24 @@ def test_workers(kind, monkeypatch):
     assert row["evaluations"] == 8
     assert row["failed"] == kind.endswith("faulty")
     frame = pd.DataFrame([row])
-    assert f"{kind}: at least" in workers.findings(frame)[0]
-    assert workers.tables(frame)[0].row_count == 2
+    assert f"({kind})" in workers.findings(frame)[0]
+    share, longest = workers.tables(frame).values()
+    assert share.loc[4, kind] == row["evaluations alone"] / row["seconds"]
+    assert longest.loc[4, kind] == row["seconds"]  # of two steps one counts
     workers.figure(frame)
 
 
 def test_a_simulator(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(simulator, "QUICK", (3, 6, 4, 2))
-    monkeypatch.setattr(simulator, "FAULTS", ("none", "10% fail"))
+    cases = ("none", 2), ("10% fail", 2), ("none", 1)
+    monkeypatch.setattr(simulator, "CASES", cases)
     monkeypatch.setattr(simulator, "LIMIT", 60.0)
     command = ["external", "--studies=simulator", f"--output={tmp_path}"]
     assert main(command) == 0
     frame = pd.read_csv(tmp_path / "simulator" / "simulator.csv")
-    assert (frame.groupby(["faults", "workers"])["evaluations"].max() == 8).all()
+    assert (frame.groupby(["faults", "workers"])["points"].max() == 8).all()
     clean = frame[frame["faults"] == "none"]
-    assert (clean["failed"] == 0).all()
+    assert (clean["lost"] == 0).all()
     # How many work at a time does not change what is found.
     alone, both = (clean.loc[clean["workers"] == n, "best"] for n in (1, 2))
     np.testing.assert_array_equal(alone, both)
@@ -60,13 +63,13 @@ def test_a_simulator(tmp_path, monkeypatch, capsys):
 
 def test_what_is_said_of_kills():
     rows = [
-        {"kill": i, "bytes": 10 * i, "length": 40, "same_end": True, "points": 9}
-        for i in (1, 2)
+        {"kill": i, "written": i / 4, "same_end": True, "points": 9} for i in (1, 2)
     ]
     frame = pd.DataFrame(rows).assign(each_once=[True, True])
     assert "bit-equal" in kills.findings(frame)[0]
     assert "exactly once" in kills.findings(frame)[0]
     assert "NOT once" in kills.findings(frame.assign(each_once=False))[0]
     assert "NOT equal" in kills.findings(frame.assign(same_end=False))[0]
-    assert kills.tables(frame)[0].row_count == 2
+    (table,) = kills.tables(frame).values()
+    assert table["written"].tolist() == [0.25, 0.5]
     kills.figure(frame)

@@ -1,11 +1,8 @@
 """Planned memory of a step that tunes a language model, on one chip to many."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import re
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +10,8 @@ import jax
 import numpy as np
 import optax
 import pandas as pd
+import seaborn
 from matplotlib.figure import Figure
-from rich.table import Table
 
 import zojax
 from benchmarks.accelerators.compiled import devices, operations
@@ -22,7 +19,7 @@ from benchmarks.accelerators.shapes import DATA, MODELS, Layout, layouts
 from benchmarks.language import cost, problem, training
 from benchmarks.language.recipe import Recipe
 from benchmarks.memory.programs import total_bytes
-from benchmarks.study import COLOURS, Cell, Row, Study, Tick, tabulate
+from benchmarks.study import COLOURS, Cell, Row, Study, Tables, Tick
 from zojax.perturbations import lazy, low_rank, rademacher
 
 LENGTH = 64  # tokens of a sentence; cost.BATCH sentences
@@ -46,21 +43,32 @@ def _by_recipe(ready: problem.Problem, layout: Layout, **fields: Any) -> Program
     return Program(step, (ready.params[part], state, frozen))
 
 
+def _all_parameters(
+    ready: problem.Problem, advance: Callable, init: Callable
+) -> Program:
+    """A step of the model's own parameters: advance(params, state, loss of them)."""
+    value_fn = problem.loss(ready.config, ready.words)
+
+    def step(params, state, frozen, batch):
+        of_model = lambda model: value_fn({**frozen, "model": model}, batch)
+        return advance(params, state, of_model)
+
+    model = ready.params["model"]
+    frozen = {name: leaf for name, leaf in ready.params.items() if name != "model"}
+    return Program(step, (model, jax.eval_shape(init, model), frozen))
+
+
 def _by_estimator(
     ready: problem.Problem, estimator: optax.GradientTransformationExtraArgs
 ) -> Program:
     """All parameters, plain SGD."""
-    value_fn = problem.loss(ready.config, ready.words)
     opt = optax.chain(estimator, optax.sgd(1e-6))
 
-    def step(params, state, frozen, batch):
-        of_model = lambda model: value_fn({**frozen, "model": model}, batch)
-        updates, state = opt.update(None, state, params, value_fn=of_model)
+    def advance(params, state, value_fn):
+        updates, state = opt.update(None, state, params, value_fn=value_fn)
         return optax.apply_updates(params, updates), state
 
-    model = ready.params["model"]
-    frozen = {name: leaf for name, leaf in ready.params.items() if name != "model"}
-    return Program(step, (model, jax.eval_shape(opt.init, model), frozen))
+    return _all_parameters(ready, advance, opt.init)
 
 
 def _low_rank(
@@ -100,22 +108,18 @@ def _spread(ready: problem.Problem, layout: Layout) -> Program:
 
 def _spread_and_added(ready: problem.Problem, layout: Layout) -> Program:
     """The same, where only values travel: each device adds all directions in place."""
-    value_fn = problem.loss(ready.config, ready.words)
     sampler = lazy(rademacher(), ready.stacked["model"])
 
-    def step(params, count, frozen, batch):
+    def advance(params, count, value_fn):
         key = jax.random.fold_in(jax.random.key(0), count)
         number = layout.mesh.shape[DATA]
         V = zojax.Directions(sampler, key, number, chunk_size=1)
         asked = dataclasses.replace(V, axis_name=DATA)
-        of_model = lambda model: value_fn({**frozen, "model": model}, batch)
-        y, _ = zojax.evaluate(of_model, params, asked, SMOOTHING, sides=(1.0, -1.0))
+        y, _ = zojax.evaluate(value_fn, params, asked, SMOOTHING, sides=(1.0, -1.0))
         weights = zojax.weights.central(y[:, 0], y[:, 1], SMOOTHING)
         return zojax.queries.add_directions(params, -1e-6 * weights, V), count + 1
 
-    model = ready.params["model"]
-    frozen = {name: leaf for name, leaf in ready.params.items() if name != "model"}
-    return Program(step, (model, jax.ShapeDtypeStruct((), np.int32), frozen))
+    return _all_parameters(ready, advance, lambda params: np.int32(0))
 
 
 # Label: (what is tuned, (problem, layout) -> program).
@@ -185,7 +189,6 @@ def needed(error: Exception) -> float:
 
 def measure(topology: str, model: str, layout: str, label: str, tick: Tick) -> Row:
     """What the compiler plans for one step, beside the forward pass."""
-    start = time.monotonic()
     where = layouts(devices(topology))[layout]
     tuned, build = STEPS[label]
     recipe = Recipe(tuning=tuned, dtype="bfloat16")
@@ -217,7 +220,7 @@ def measure(topology: str, model: str, layout: str, label: str, tick: Tick) -> R
         row |= {"bytes": total_bytes(compiled), "temporary": temporary}
         row |= operations(compiled)
     over = row["bytes"] / row["forward"]
-    return row | {"over_forward": over, "seconds": time.monotonic() - start}
+    return row | {"over_forward": over}
 
 
 def cells(topology: Sequence[str], full: bool, seed: int) -> dict[str, Cell]:
@@ -235,33 +238,22 @@ def cells(topology: Sequence[str], full: bool, seed: int) -> dict[str, Cell]:
     }
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
-    """One for each topology."""
-    out = []
+def tables(frame: pd.DataFrame) -> Tables:
+    """Memory of a chip as its compiler plans it, one for each topology."""
+    out = {}
     for chip, part in frame.groupby("topology", sort=False):
-        rows = []
-        for (model, layout), group in part.groupby(["model", "layout"], sort=False):
-            forward = group.iloc[0]
-            rows.append([f"{model}, {layout}", f"{forward.forward / 1e9:.2f}", "", ""])
-            rows[-1].append(int(forward.forward_collectives))
-            for row in group.itertuples():
-                rows.append(
-                    [
-                        f"  {row.step}",
-                        f"{row.bytes / 1e9:.2f}",
-                        f"{row.over_forward:.3f}" if row.fits else "does not fit",
-                        *(
-                            f"{int(number)}" if row.fits else ""
-                            for number in (row.loops, row.collectives)
-                        ),
-                    ]
-                )
-        columns = ["", "GB a chip", "/ forward", "loops", "collectives"]
-        out.append(tabulate(f"{chip}, {cost.BATCH} x {LENGTH} tokens", columns, rows))
-    out[-1].caption = (
-        "First lines: the forward pass. Arguments, results and temporaries of a chip"
-        f" as its compiler plans them (JAX {frame['jax'].iloc[-1]})."
-    )
+        rows = part.set_index(["model", "layout", "step"])
+        shown = {
+            "forward, GB": rows["forward"] / 1e9,
+            "step, GB": rows["bytes"] / 1e9,
+            "over forward": rows["over_forward"]
+            .map("{:.3f}".format)
+            .where(rows["fits"].astype(bool), "does not fit"),
+            "collectives": rows["collectives"],
+            "of forward": rows["forward_collectives"],
+        }
+        title = f"{chip}, {cost.BATCH} x {LENGTH} tokens, JAX {rows['jax'].iloc[-1]}"
+        out[title] = pd.DataFrame(shown)
     return out
 
 
@@ -285,35 +277,21 @@ def findings(frame: pd.DataFrame) -> list[str]:
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Memory over the forward pass's by model and layout; a panel for each topology."""
-    panels = list(frame.groupby("topology", sort=False))
-    sizes = [part.groupby(["model", "layout"]).ngroups for _, part in panels]
-    out = Figure(figsize=(8, 1.5 + 0.5 * sum(sizes)), layout="constrained")
-    axes = out.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=sizes)
-    colours = dict(zip(STEPS, COLOURS, strict=False))
-    shown = set()
-    for axis, (chip, part) in zip(axes[:, 0], panels, strict=True):
-        where = part["model"] + ", " + part["layout"]
-        names = list(dict.fromkeys(where))
-        for step, rows in part.groupby("step", sort=False):
-            label = None if step in shown else step
-            shown.add(step)
-            height = [names.index(name) for name in where[rows.index]]
-            marker = np.where(rows["fits"].astype(bool), "o", "x")
-            for i, (x, y) in enumerate(zip(rows["over_forward"], height, strict=True)):
-                axis.plot(
-                    x,
-                    y,
-                    marker[i],
-                    color=colours[step],
-                    label=label if i == 0 else None,
-                )
-        axis.set_yticks(range(len(names)), names)
-        axis.set(title=chip, ylim=(len(names) - 0.5, -0.5))
-        axis.axvline(1, color="0.7", zorder=0)
-        axis.grid(alpha=0.25)
-    axes[-1, 0].set_xlabel("planned memory of a step over the forward pass's")
-    out.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    return out
+    found = frame.assign(where=frame["model"] + ", " + frame["layout"])
+    grid = seaborn.catplot(
+        found.rename(columns={"over_forward": "planned memory / forward pass's"}),
+        x="planned memory / forward pass's",
+        y="where",
+        hue="step",
+        row="topology",
+        kind="strip",
+        jitter=False,
+        palette=list(COLOURS[: frame["step"].nunique()]),
+        sharey=False,
+        height=3,
+        aspect=2.5,
+    )
+    return grid.set_titles("{row_name}").set(ylabel="").refline(x=1).figure
 
 
 def study(topology: Sequence[str]) -> Study:

@@ -1,7 +1,5 @@
 """Shapes of language models, and how they lie on several chips."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

@@ -1,19 +1,16 @@
 """Planned memory of a step by estimator: a vector, stacked layers, a sharded vector."""
 
-from __future__ import annotations
-
 import functools
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
+import seaborn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from benchmarks.accelerators.compiled import devices, operations
 from benchmarks.memory.programs import (
@@ -27,7 +24,7 @@ from benchmarks.memory.programs import (
     total_bytes,
     vector,
 )
-from benchmarks.study import COLOURS, Cell, Row, Study, Tick, tabulate
+from benchmarks.study import Cell, Row, Study, Tables, Tick
 
 NUM_DIRECTIONS = 10
 CHUNKS = (None, 1)
@@ -52,7 +49,6 @@ def measure(topology: str, problem: Problem, estimator: str, tick: Tick) -> list
     rows = []
     for i, chunk_size in enumerate(CHUNKS):
         tick((i + 0.5) / (len(CHUNKS) + 0.5))
-        start = time.monotonic()
         case = problem, estimator, NUM_DIRECTIONS, chunk_size
         row = {
             "topology": topology,
@@ -73,7 +69,7 @@ def measure(topology: str, problem: Problem, estimator: str, tick: Tick) -> list
             row |= {name: len(chips) * copies for name, copies in found.items()}
             row["over_forward"] = total_bytes(compiled) / forward
             row |= operations(compiled)
-        rows.append(row | {"seconds": time.monotonic() - start})
+        rows.append(row)
     return rows
 
 
@@ -95,31 +91,14 @@ def cells(topology: Sequence[str], full: bool, seed: int) -> dict[str, Cell]:
     }
 
 
-def _shown(number: float, digits: int) -> str:
-    """A number; what the compiler refused has none."""
-    return f"{number:.{digits}f}" if math.isfinite(number) else "-"
-
-
-def tables(frame: pd.DataFrame) -> list[Table]:
-    """One for each topology and problem."""
-    out = []
-    for (chip, problem), part in frame.groupby(["topology", "problem"], sort=False):
-        rows = [
-            [
-                f"{row.estimator}, {row.chunk}",
-                *(_shown(x, 2) for x in (row.temporary, row.over_forward)),
-                *(_shown(x, 0) for x in (row.loops, row.collectives, row.kernels)),
-            ]
-            for row in part.itertuples()
-        ]
-        columns = ["", "temporary", "/ forward", "loops", "collectives", "kernels"]
-        out.append(tabulate(f"{chip}, {problem}, K = {NUM_DIRECTIONS}", columns, rows))
-    out[-1].caption = (
-        "Temporary memory in copies of a chip's params, all memory over the forward"
-        " pass's, as the chip's compiler plans it (-: does not fit; JAX"
-        f" {frame['jax'].iloc[-1]})."
-    )
-    return out
+def tables(frame: pd.DataFrame) -> Tables:
+    """Temporary copies of params, as the compiler plans them; inf: it does not fit."""
+    return {
+        f"{chip}, {problem}, K = {NUM_DIRECTIONS}: temporary copies of params": (
+            part.pivot_table("temporary", "estimator", "chunk", sort=False)
+        )
+        for (chip, problem), part in frame.groupby(["topology", "problem"], sort=False)
+    }
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
@@ -138,21 +117,11 @@ def findings(frame: pd.DataFrame) -> list[str]:
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Temporary copies by estimator; a panel for each topology and problem."""
-    panels = list(frame.groupby(["topology", "problem"], sort=False))
-    out = Figure(figsize=(3.6 * len(panels) + 1.5, 3.6), layout="constrained")
-    axes = out.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axis, ((chip, problem), part) in zip(axes, panels, strict=True):
-        for colour, (chunk, rows) in zip(
-            COLOURS, part.groupby("chunk", sort=False), strict=False
-        ):
-            copies = np.maximum(rows["temporary"], 1e-2)  # a step may need none
-            axis.plot(copies, rows["estimator"], "o", color=colour, label=chunk)
-        axis.set(xscale="log", title=f"{chip}, {problem}")
-        axis.set_xlabel("temporary memory, copies of params")
-        axis.grid(alpha=0.25)
-    axes[0].invert_yaxis()
-    axes[0].legend(frameon=False, fontsize=8)
-    return out
+    found = frame.assign(copies=frame["temporary"].clip(lower=1e-2))  # some need none
+    found["where"] = found["topology"] + ", " + found["problem"]
+    columns = {"x": "copies", "y": "estimator", "hue": "chunk", "col": "where"}
+    grid = seaborn.catplot(found, **columns, kind="strip", jitter=False, height=3.6)
+    return grid.set(xscale="log").set_titles("{col_name}").figure
 
 
 def study(topology: Sequence[str]) -> Study:

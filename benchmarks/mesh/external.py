@@ -5,25 +5,19 @@ number, or inf where it has none, wrapped in ``jax.pure_callback``. It is called
 for each point that the estimator asks about, and the count is checked.
 """
 
-from __future__ import annotations
-
-import contextlib
-import time
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pandas as pd
 import skfem
 from matplotlib.figure import Figure
-from rich.table import Table
 from skfem.models.poisson import laplace, unit_load
 
-import zojax
+from benchmarks.mesh import runs
 from benchmarks.mesh.problem import (
-    MASK,
     SMALLEST,
     Params,
     Problem,
@@ -32,14 +26,11 @@ from benchmarks.mesh.problem import (
     start,
     vertices,
 )
-from benchmarks.mesh.runs import SMOOTHING, make_descent
-from benchmarks.study import COLOURS, Cell, Row, Study, plain, tabulate
-from zojax.perturbations import orthogonal, restrict
+from benchmarks.study import Cell, Row, Study, Tables, Tick, lines
 
 # Cells of the coarse and the fine mesh, K, iterations.
 QUICK, FULL = (4, 8, 16, 40), (10, 20, 64, 100)
-STEP_SIZE, NUM_POINTS = 3.0, 10
-SOLVERS = ("JAX", "scikit-fem")
+STEP_SIZE = 3.0
 
 
 def solve_with_scikit_fem(
@@ -54,6 +45,22 @@ def solve_with_scikit_fem(
     return skfem.solve(*system), basis
 
 
+def error_field(points: np.ndarray, problem: Problem) -> np.ndarray:
+    """Coarse minus fine solution at the vertices of the fine mesh f64[W].
+
+    It is inf where a triangle is inverted, or nearly, or a point is NaN: there is no
+    solution then.
+    """
+    triangles, inside = problem.coarse.triangles, ~problem.fine.is_boundary
+    areas = np.linalg.det(points[triangles[:, 1:]] - points[triangles[:, :1]]) / 2
+    if not areas.min() > SMALLEST / len(triangles):
+        return np.full(len(inside), np.inf)
+    u, basis = solve_with_scikit_fem(points, triangles)
+    field = np.zeros(len(inside))
+    field[inside] = basis.probes(problem.at.T) @ u - problem.reference
+    return field
+
+
 def black_box(problem: Problem) -> tuple[Callable[[Params], jax.Array], list[int]]:
     """Returns (objective, a list that gets an entry for each call of the solver)."""
     calls: list[int] = []
@@ -61,15 +68,7 @@ def black_box(problem: Problem) -> tuple[Callable[[Params], jax.Array], list[int
     def rms(points: np.ndarray) -> np.float64:
         # NumPy only: JAX must not be used inside a callback.
         calls.append(1)
-        points, triangles = np.asarray(points), problem.coarse.triangles
-        sides = points[triangles[:, 1:]] - points[triangles[:, :1]]
-        areas = np.linalg.det(sides) / 2
-        # An inverted triangle, or nearly, or NaN: there is no solution.
-        if not areas.min() > SMALLEST / len(triangles):
-            return np.float64(np.inf)
-        u, basis = solve_with_scikit_fem(points, triangles)
-        difference = basis.probes(problem.at.T) @ u - problem.reference
-        return np.sqrt((difference**2).sum() / len(problem.fine.points))
+        return np.sqrt(np.mean(error_field(np.asarray(points), problem) ** 2))
 
     def value_fn(params: Params) -> jax.Array:
         answer = jax.ShapeDtypeStruct((), jnp.float64)
@@ -79,97 +78,54 @@ def black_box(problem: Problem) -> tuple[Callable[[Params], jax.Array], list[int
     return value_fn, calls
 
 
-@contextlib.contextmanager
-def float64() -> Iterator[None]:
-    """Turns float64 on in all threads: callbacks run in threads of their own."""
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
+def compare(
+    coarse: int, fine: int, num_directions: int, iterations: int, seed: int, tick: Tick
+) -> list[Row]:
+    """The same run with both solvers, a row a point of a curve."""
+    problem, rows, before = make_problem(coarse, fine), [], jax.config.jax_enable_x64
+    theirs, calls = black_box(problem)
+    ours = functools.partial(rms_error, problem=problem)
+    jax.config.update("jax_enable_x64", True)  # callbacks run in threads of their own
     try:
-        yield
+        for solver, value_fn in (("JAX", ours), ("scikit-fem", theirs)):
+            setting = value_fn, problem, "orthogonal", num_directions, iterations
+            run = runs.make_descent(*setting)
+            seen, values, _ = run(start(problem), jax.random.key(seed), STEP_SIZE)
+            curve = pd.DataFrame({"iteration": seen, "rms": values}).assign(
+                solver=solver,
+                cells=coarse,
+                # The looks at the curve included.
+                asked=iterations * runs.cost("orthogonal", num_directions) + len(seen),
+                calls=len(calls),
+            )
+            rows += curve.to_dict("records")
+            tick(len(rows) / (2 * len(seen)))
     finally:
         jax.config.update("jax_enable_x64", before)
+    return rows
 
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
-    """A cell for each solver."""
-    coarse, fine, num_directions, iterations = FULL if full else QUICK
-
-    def build(key):
-        return zojax.two_point(
-            SMOOTHING,
-            num_directions,
-            key=key,
-            sampler=restrict(orthogonal(), MASK),
-        )
-
-    def cell(solver):
-        def run(tick) -> list[Row]:
-            problem = make_problem(coarse, fine)
-            value_fn, calls = black_box(problem)
-            if solver == "JAX":
-                value_fn = lambda params: rms_error(params, problem)
-            with float64():
-                descend = make_descent(
-                    value_fn, problem, build, optax.sgd, iterations, NUM_POINTS
-                )
-                before = time.perf_counter()
-                found = descend(start(problem), jax.random.key(seed), STEP_SIZE, tick)
-                jax.block_until_ready(found.params)
-                seconds = time.perf_counter() - before
-            asked = iterations * (num_directions + 1) + NUM_POINTS + 1
-            return [
-                {
-                    "solver": solver,
-                    "cells": coarse,
-                    "iteration": n,
-                    "rms": value,
-                    "asked": asked,  # the looks at the curve included
-                    "calls": None if solver == "JAX" else len(calls),
-                    "seconds": seconds,
-                }
-                for n, value in zip(
-                    found.iterations.tolist(), found.values.tolist(), strict=True
-                )
-            ]
-
-        return run
-
-    return {solver: cell(solver) for solver in SOLVERS}
+    """One cell, since float64 is turned on for the whole process."""
+    return {"both": functools.partial(compare, *(FULL if full else QUICK), seed)}
 
 
 def gap(frame: pd.DataFrame) -> float:
     """The largest relative difference of the two curves."""
-    ours, theirs = (frame.loc[frame["solver"] == s, "rms"].to_numpy() for s in SOLVERS)
-    return float(np.abs(ours / theirs - 1).max())
+    curves = frame.pivot(index="iteration", columns="solver", values="rms")
+    return float((curves["JAX"] / curves["scikit-fem"] - 1).abs().max())
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
-    rows = []
-    for solver, group in frame.groupby("solver", sort=False):
-        last = group.iloc[-1]
-        rows.append(
-            [
-                solver,
-                *(f"{1e3 * group['rms'].iloc[i]:.5f}" for i in (0, -1)),
-                f"{last['asked']:,}",
-                "-" if solver == "JAX" else f"{last['calls']:,.0f}",
-                plain(1e3 * last["seconds"] / last["asked"]),
-            ]
-        )
-    columns = [
-        "solver",
-        "RMS x 1000\nat first",
-        "at\nthe end",
-        "points\nasked",
-        "calls\ncounted",
-        "ms a point,\ncompiling too",
-    ]
-    size = frame["cells"].iloc[0]
-    title = f"Mesh of {size} x {size} cells, orthogonal directions, two solvers"
-    return [tabulate(title, columns, rows)]
+def tables(frame: pd.DataFrame) -> Tables:
+    """The two runs."""
+    size, runs_of = frame["cells"].iloc[0], frame.groupby("solver", sort=False)
+    columns = {"at first": ("rms", "first"), "at the end": ("rms", "last")}
+    columns |= {name: (name, "last") for name in ("asked", "calls")}
+    return {f"RMS error, {size} x {size} cells, two solvers": runs_of.agg(**columns)}
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
+    """Whether curves and calls are as they should be."""
     theirs = frame[frame["solver"] == "scikit-fem"].iloc[-1]
     exactly = "exactly as" if theirs["calls"] == theirs["asked"] else "NOT as"
     return [
@@ -180,20 +136,8 @@ def findings(frame: pd.DataFrame) -> list[str]:
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    out = Figure(figsize=(5.5, 3.8), layout="constrained")
-    axis = out.subplots()
-    styles = ({"linewidth": 4, "alpha": 0.5}, {"marker": "o"})
-    for colour, style, (solver, group) in zip(
-        COLOURS, styles, frame.groupby("solver", sort=False), strict=False
-    ):
-        values = 1e3 * group["rms"]
-        axis.plot(group["iteration"], values, color=colour, label=solver, **style)
-    axis.set(xlabel="iteration", ylabel="RMS error x 1000", title="Two solvers")
-    axis.legend(frameon=False)
-    axis.grid(alpha=0.25)
-    return out
+    """Both curves."""
+    return lines(frame, x="iteration", y="rms", hue="solver", style="solver")
 
 
-STUDY = Study(
-    "Mesh: scikit-fem as a black box", cells, tables, findings, figure, timed=True
-)
+STUDY = Study("Mesh: scikit-fem as a black box", cells, tables, findings, figure)

@@ -2,12 +2,10 @@
 
 The solution of the Poisson problem on the coarse mesh, interpolated linearly, is
 compared with the one on a fine mesh at the fine mesh's vertices; the objective is the
-RMS difference. Interior vertices move, boundary vertices are frozen by MASK. A mesh
-with an inverted triangle has no solution: its value is inf, which estimators leave out.
+RMS difference. Interior vertices move, those of the boundary stay. A mesh with an
+inverted triangle has no solution: its value is inf, which estimators leave out.
 Setting: arXiv 2510.19975, Section 5.
 """
-
-from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -18,22 +16,8 @@ import numpy as np
 from benchmarks.mesh import poisson
 from benchmarks.mesh.poisson import Mesh
 
-__all__ = [
-    "MASK",
-    "SMALLEST",
-    "Params",
-    "Problem",
-    "make_problem",
-    "rms_error",
-    "shorten",
-    "start",
-    "vertices",
-]
-
 Params = dict[str, jax.Array]
-"""{"interior": f[n, 2], "boundary": f[m, 2]}, positions of the coarse vertices."""
-
-MASK = {"interior": True, "boundary": False}  # trainable? for perturbations.restrict
+"""{"interior": f[n, 2]}, positions of coarse vertices; noise depends on the name."""
 
 # Areas of triangles, as shares of the mean.
 SMALLEST = 1e-4  # below it the objective refuses a mesh
@@ -63,20 +47,14 @@ def make_problem(coarse_cells: int = 10, fine_cells: int = 20) -> Problem:
 
 
 def start(problem: Problem) -> Params:
-    """The vertices of the uniform coarse mesh."""
-    points, is_boundary = problem.coarse.points, problem.coarse.is_boundary
-    return {
-        "boundary": jnp.asarray(points[is_boundary]),
-        "interior": jnp.asarray(points[~is_boundary]),
-    }
+    """The interior vertices of the uniform coarse mesh."""
+    return {"interior": jnp.asarray(problem.coarse.points[~problem.coarse.is_boundary])}
 
 
 def vertices(params: Params, problem: Problem) -> jax.Array:
     """All vertices f[V, 2] in the order of the mesh."""
-    is_boundary = problem.coarse.is_boundary
-    points = jnp.zeros(problem.coarse.points.shape, params["interior"].dtype)
-    points = points.at[np.flatnonzero(is_boundary)].set(params["boundary"])
-    return points.at[np.flatnonzero(~is_boundary)].set(params["interior"])
+    points = jnp.asarray(problem.coarse.points, params["interior"].dtype)
+    return points.at[~problem.coarse.is_boundary].set(params["interior"])
 
 
 def rms_error(params: Params, problem: Problem) -> jax.Array:
@@ -106,8 +84,9 @@ def shorten(params: Params, updates: Params, problem: Problem) -> Params:
     After the step every triangle has more than MARGIN of the mean area, out of reach of
     the next probes; where ten halvings do not achieve that, no vertex moves.
     """
-    triangles = problem.coarse.triangles
-    points, steps = vertices(params, problem), vertices(updates, problem)
+    triangles, points = problem.coarse.triangles, vertices(params, problem)
+    inside = ~problem.coarse.is_boundary
+    steps = jnp.zeros_like(points).at[inside].set(updates["interior"])
 
     def squeezed(factors):
         areas = poisson.signed_areas(points + factors[:, None] * steps, triangles)
@@ -125,5 +104,5 @@ def shorten(params: Params, updates: Params, problem: Problem) -> Params:
         halve,
         (factors, squeezed(factors), 0),
     )
-    factors = jnp.where(bad.any(), 0, factors)[~problem.coarse.is_boundary]
-    return updates | {"interior": factors[:, None] * updates["interior"]}
+    factors = jnp.where(bad.any(), 0, factors)[inside]
+    return {"interior": factors[:, None] * updates["interior"]}

@@ -1,34 +1,29 @@
 """Return of the mean policy against environment steps, by method and environment."""
 
-from __future__ import annotations
-
 import collections
 import functools
 import itertools
 import threading
-import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jax.flatten_util import ravel_pytree
-from matplotlib.axes import Axes
+import seaborn
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from benchmarks.policy.methods import METHODS, OURS, POPULATION, make_run
 from benchmarks.policy.pictures import before_and_after
 from benchmarks.policy.tasks import TASKS, Task
-from benchmarks.study import COLOURS, Cell, Row, Study, Tick, plain, tabulate
+from benchmarks.study import COLOURS, Cell, Row, Study, Tables, Tick
 
 STEP_SIZES = (0.03, 0.1, 0.3)
 SMOOTHINGS = (0.03, 0.1, 0.3, 1.0)
 SEEDS = 5  # to choose settings by, and as many others to judge them by
 QUICK = 8  # generations, unless --full
 LAST = 5  # generations that the end is the mean of
+GROUP = ["task", "method"]
 LOCKS: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
 
 
@@ -42,57 +37,55 @@ def compiled(task: Task, generations: int, names: tuple[str, ...]) -> Callable:
     return grid.lower(jnp.int32(0), *jnp.ones(2), keys).compile()
 
 
-def as_text(params: Any) -> str:
-    """Numbers of a policy, for a cell of the CSV."""
-    return " ".join(f"{x:.9g}" for x in np.asarray(ravel_pytree(params)[0]))
-
-
 def measure(
     task: Task, method: str, generations: int, seed: int, tick: Tick
 ) -> list[Row]:
     """All settings by the first seeds, then the best of them by the other ones.
 
-    Rows are generations of a run; the last of one that judges has its policies.
+    Rows are generations of a run; the last of one that judges has its policies, as the
+    texts of their numbers.
     """
     names = tuple(METHODS)
     with LOCKS[task.name]:
         program = compiled(task, generations, names)
-    number = jnp.int32(names.index(method))
     keys = jax.random.split(jax.random.key(seed), 2 * SEEDS)
     grid = list(itertools.product(STEP_SIZES, SMOOTHINGS))
+    steps = POPULATION * task.episodes * task.length
     rows: list[Row] = []
 
-    def add(setting, judges):
+    def play(setting, judges):
         """Runs the seeds; the mean of all their returns."""
-        start = time.monotonic()
-        found = program(
-            number, *jnp.asarray(setting), keys[SEEDS:] if judges else keys[:SEEDS]
-        )
+        keys_of = keys[SEEDS:] if judges else keys[:SEEDS]
+        found = program(jnp.int32(names.index(method)), *jnp.asarray(setting), keys_of)
         returns = np.asarray(found.returns)
-        seconds = time.monotonic() - start
-        for k, of_seed in enumerate(returns):
-            for n, value in enumerate(of_seed):
-                row = {
-                    "task": task.name,
-                    "method": method,
-                    "step_size": setting[0],
-                    "smoothing": setting[1],
-                    "judges": judges,
-                    "seed": k + judges * SEEDS,
-                    "generation": n,
-                    "env_steps": n * POPULATION * task.episodes * task.length,
-                    "return": float(value),
-                    "seconds": seconds,
-                }
-                if judges and n == len(of_seed) - 1:
-                    of = lambda tree, k=k: as_text(jax.tree.map(lambda x: x[k], tree))
-                    row |= {"before": of(found.first), "after": of(found.last)}
-                rows.append(row)
+        of_seed, generation = np.indices(returns.shape).reshape(2, -1)
+        table = pd.DataFrame(
+            {
+                "task": task.name,
+                "method": method,
+                "step_size": setting[0],
+                "smoothing": setting[1],
+                "judges": judges,
+                "seed": of_seed + judges * SEEDS,
+                "env_steps": steps * generation,
+                "return": returns.ravel(),
+            }
+        )
+        if judges:
+            ends = generation == returns.shape[1] - 1
+            for name, params in (("before", found.first), ("after", found.last)):
+                leaves = map(np.asarray, jax.tree.leaves(params))
+                flat = [leaf.reshape(SEEDS, -1) for leaf in leaves]
+                numbers = np.concatenate(flat, axis=1)
+                table.loc[ends, name] = [
+                    " ".join(f"{x:.9g}" for x in row) for row in numbers
+                ]
+        rows.extend(table.to_dict("records"))
         tick(len(rows) / returns.size / (len(grid) + 1))
         return float(returns.mean())
 
-    best = max(grid, key=lambda setting: add(setting, False))
-    add(best, True)
+    best = max(grid, key=lambda setting: play(setting, False))
+    play(best, True)
     return rows
 
 
@@ -107,7 +100,7 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
     }
 
 
-def chosen(frame: pd.DataFrame) -> pd.DataFrame:
+def judging(frame: pd.DataFrame) -> pd.DataFrame:
     """The seeds that judge: of each method at the settings that the others chose.
 
     By the mean over all generations: fast and good.
@@ -116,66 +109,38 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def ends(frame: pd.DataFrame) -> pd.DataFrame:
-    """(mean, standard error) over seeds of the last generations and of all."""
-    rows = []
-    for (task, method), part in chosen(frame).groupby(["task", "method"], sort=False):
-        last = part["generation"] > part["generation"].max() - LAST
-        by_seed = part[last].groupby("seed")["return"].mean()
-        over_all = part.groupby("seed")["return"].mean()
-        rows.append(
-            {
-                "task": task,
-                "method": method,
-                "step_size": part["step_size"].iloc[0],
-                "smoothing": part["smoothing"].iloc[0],
-                "end": by_seed.mean(),
-                "end_error": by_seed.std() / np.sqrt(len(by_seed)),
-                "whole": over_all.mean(),
-                "whole_error": over_all.std() / np.sqrt(len(over_all)),
-                "seconds": part["seconds"].iloc[0],
-            }
-        )
-    return pd.DataFrame(rows)
+    """Settings, mean and standard error of the last generations and of all."""
+    runs = judging(frame).groupby([*GROUP, "seed"], sort=False)
+    over = {
+        "end": runs.tail(LAST).groupby([*GROUP, "seed"], sort=False)["return"].mean(),
+        "whole": runs["return"].mean(),
+    }
+    out = judging(frame).groupby(GROUP, sort=False)[["step_size", "smoothing"]].first()
+    for name, means in over.items():
+        found = means.groupby(GROUP, sort=False)
+        out[[name, f"{name}_error"]] = found.agg(["mean", "sem"])
+    return out
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
-    """One for each environment."""
-    out = []
+def tables(frame: pd.DataFrame) -> Tables:
+    """One for each environment: mean ± standard error over the seeds that judge."""
+    out = {}
     for task, part in ends(frame).groupby("task", sort=False):
+        shown = part.loc[task, ["step_size", "smoothing"]].map("{:g}".format)
+        for name, words in (("end", f"last {LAST}"), ("whole", "all")):
+            pairs = part.loc[task, [name, f"{name}_error"]].itertuples(index=False)
+            shown[f"return, {words}"] = [f"{x:.1f} ± {error:.1f}" for x, error in pairs]
         steps = frame.loc[frame["task"] == task, "env_steps"].max()
-        rows = [
-            [
-                row.method,
-                f"{row.step_size:g}",
-                f"{row.smoothing:g}",
-                f"{row.end:.1f} ± {row.end_error:.1f}",
-                f"{row.whole:.1f} ± {row.whole_error:.1f}",
-                f"{row.seconds:.1f}",
-            ]
-            for row in part.itertuples()
-        ]
-        columns = [
-            "",
-            "step\nsize",
-            "smooth-\ning",
-            f"return, last\n{LAST} generations",
-        ]
-        columns += ["of all", f"seconds,\n{SEEDS} runs"]
-        title = f"{task}, {plain(steps)} environment steps a run"
-        out.append(tabulate(title, columns, rows))
-    out[-1].caption = (
-        f"Mean ± standard error over {SEEDS} seeds; step sizes {STEP_SIZES} (SNES: its"
-        f" mean's rate over ten)\nand smoothings {SMOOTHINGS} (SNES: first deviation)"
-        f" chosen by {SEEDS} other seeds."
-    )
+        out[f"{task}, {steps:,} environment steps a run"] = shown
     return out
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
     """Our best against evosax's best, by environment."""
-    out, edges = [], []
+    out = []
     for task, part in ends(frame).groupby("task", sort=False):
-        ours = part["method"].str.startswith(OURS)
+        part = part.loc[task]
+        ours = part.index.str.startswith(OURS)
         us, them = (
             rows.loc[rows["whole"].idxmax()] for rows in (part[ours], part[~ours])
         )
@@ -185,58 +150,53 @@ def findings(frame: pd.DataFrame) -> list[str]:
         if abs(gap) > 2 * error:
             verdict = "ahead" if gap > 0 else "BEHIND"
         out.append(
-            f"{task}, mean over the run: {us['method']} {us['whole']:.1f},"
-            f" {them['method']} {them['whole']:.1f}: {verdict}."
+            f"{task}, mean over the run: {us.name} {us['whole']:.1f}, {them.name}"
+            f" {them['whole']:.1f}: {verdict}."
         )
-        for row in part.itertuples():
-            for name, value, grid in (
-                ("step size", row.step_size, STEP_SIZES),
-                ("smoothing", row.smoothing, SMOOTHINGS),
-            ):
-                if value in (grid[0], grid[-1]):
-                    edges.append(f"{task}, {row.method}, {name} {value:g}")
+    edges = [
+        f"{task}, {method}, {name.replace('_', ' ')} {value:g}"
+        for (task, method), row in ends(frame).iterrows()
+        for name, grid in (("step_size", STEP_SIZES), ("smoothing", SMOOTHINGS))
+        if (value := row[name]) in (grid[0], grid[-1])
+    ]
     return [*out, f"Chosen at an edge of the grid: {'; '.join(edges) or 'none'}."]
-
-
-def _curves(axis: Axes, part: pd.DataFrame) -> None:
-    """Return against environment steps, mean and range of the seeds."""
-    methods = part.groupby("method", sort=False)
-    for colour, (method, rows) in zip(COLOURS, methods, strict=False):
-        curves = rows.groupby("env_steps")["return"].agg(["mean", "min", "max"])
-        style = "-" if method.startswith(OURS) else "--"
-        axis.plot(curves["mean"], style, color=colour, label=method)
-        axis.fill_between(
-            curves.index, curves["min"], curves["max"], color=colour, alpha=0.07
-        )
-    axis.set(title=part["task"].iloc[0], xlabel="environment steps", ylabel="return")
-    axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
-    axis.grid(alpha=0.25)
 
 
 def typical(frame: pd.DataFrame, task: str) -> pd.Series:
     """The last row of our best method's run of median return."""
-    means = ends(frame)
-    ours = means[(means["task"] == task) & means["method"].str.startswith(OURS)]
-    method = ours.loc[ours["whole"].idxmax(), "method"]
-    runs = chosen(frame)
-    runs = runs[(runs["task"] == task) & (runs["method"] == method)]
+    means = ends(frame).loc[task, "whole"]
+    method = means[means.index.str.startswith(OURS)].idxmax()
+    runs = judging(frame).set_index(GROUP).sort_index().loc[(task, method)]
     by_seed = runs.groupby("seed")["return"].mean().sort_values()
-    run = runs[runs["seed"] == by_seed.index[len(by_seed) // 2]]
-    return run.loc[run["generation"].idxmax()]
+    return runs[runs["seed"] == by_seed.index[len(by_seed) // 2]].iloc[-1]
 
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Curves; below them an episode of our best policy, before and after."""
-    parts = list(chosen(frame).groupby("task", sort=False))
-    out = Figure(figsize=(3.7 * len(parts), 7), layout="constrained")
-    axes = out.subplots(3, len(parts), squeeze=False, height_ratios=(2.4, 1, 1))
+    parts = judging(frame).groupby("task", sort=False)
+    out = Figure(figsize=(3.7 * parts.ngroups, 7), layout="constrained")
+    axes = out.subplots(3, parts.ngroups, squeeze=False, height_ratios=(2.4, 1, 1))
     by_name = {task.name: task for task in TASKS}
     for column, (name, part) in zip(axes.T, parts, strict=True):
-        _curves(column[0], part)
-        before_and_after(column[1:], by_name[str(name)], typical(frame, str(name)))
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    options = {"ncols": min(3, len(parts)), "frameon": False}
-    out.legend(handles, labels, loc="outside lower center", **options)
+        seaborn.lineplot(
+            part.assign(ours=part["method"].str.startswith(OURS)),
+            x="env_steps",
+            y="return",
+            hue="method",
+            style="ours",
+            style_order=[True, False],
+            errorbar=("pi", 100),
+            palette=list(COLOURS[: part["method"].nunique()]),
+            ax=column[0],
+        )
+        column[0].legend().remove()
+        column[0].set(title=name, xlabel="environment steps")
+        column[0].ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+        before_and_after(column[1:], by_name[name], typical(frame, name))
+    methods = frame["method"].unique()
+    out.legend(
+        axes[0, 0].lines[: len(methods)], methods, loc="outside lower center", ncols=3
+    )
     return out
 
 

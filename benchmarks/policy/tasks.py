@@ -1,6 +1,4 @@
-"""A policy of flax in an environment, and the mean return of some episodes."""
-
-from __future__ import annotations
+"""A policy of flax in an environment, and the return of its episodes."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,12 +9,7 @@ from flax import linen as nn
 
 from benchmarks.policy.worlds import World, of_brax, of_gymnax
 
-PyTree = Any
 WIDTH = 16
-
-
-def _largest(outputs: jax.Array) -> jax.Array:
-    return jnp.argmax(outputs)
 
 
 class Task(NamedTuple):
@@ -33,8 +26,8 @@ class Task(NamedTuple):
 
 
 TASKS = (
-    Task("CartPole-v1", of_gymnax, 500, 2, _largest),
-    Task("Acrobot-v1", of_gymnax, 500, 3, _largest),
+    Task("CartPole-v1", of_gymnax, 500, 2, jnp.argmax),
+    Task("Acrobot-v1", of_gymnax, 500, 3, jnp.argmax),
     Task("MountainCarContinuous-v0", of_gymnax, 999, 1, jnp.tanh, generations=30),
     Task("hopper", of_brax, 100, 3, jnp.tanh, episodes=1, judging=4, generations=16),
 )
@@ -57,9 +50,9 @@ class Policy(nn.Module):
 class Player(NamedTuple):
     """What the runs of a task need of it."""
 
-    init: Callable[[jax.Array], PyTree]  # key -> params
-    episode: Callable[[PyTree, jax.Array], jax.Array]  # (params, key) -> its return
-    film: Callable[[PyTree, jax.Array], tuple[jax.Array, jax.Array]]
+    init: Callable[[jax.Array], Any]  # key -> params
+    episode: Callable[[Any, jax.Array], jax.Array]  # (params, key) -> its return
+    film: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
     """(params, key) -> the return of an episode, and f[length + 1, lines, 2, 2]: what
     each of its states looks like, NaN when it is over."""
 
@@ -69,11 +62,8 @@ def make(task: Task) -> Player:
     world = task.make_world(task.name)
     policy = Policy(task.num_outputs)
 
-    def init(key):
-        return policy.init(key, world.reset(key)[0])
-
     def play(params, key, shown):
-        """An episode: (return, what is shown of each state while it lasts)."""
+        """An episode: its return, and what is shown of its states while it lasts."""
         observation, state = world.reset(key)
 
         def step(carry, key):
@@ -91,12 +81,13 @@ def make(task: Task) -> Player:
         rewards, seen = jax.lax.scan(step, start, keys)[1]
         return jnp.sum(rewards), shown(state, 1.0), seen
 
-    def episode(params, key):
-        return play(params, key, lambda state, alive: ())[0]
-
     def film(params, key):
         shown = lambda state, alive: jnp.where(alive > 0, world.sketch(state), jnp.nan)
         gained, first, rest = play(params, key, shown)
         return gained, jnp.concatenate([first[None], rest])
 
-    return Player(init, episode, film)
+    return Player(
+        lambda key: policy.init(key, world.reset(key)[0]),
+        lambda params, key: play(params, key, lambda state, alive: ())[0],
+        film,
+    )

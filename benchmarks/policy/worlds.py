@@ -1,7 +1,5 @@
 """Environments of gymnax and brax in one form, and how each is drawn."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io
@@ -14,35 +12,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-State = Any
-
 
 class World(NamedTuple):
     """An environment as pure functions."""
 
-    reset: Callable[[jax.Array], tuple[jax.Array, State]]  # key -> observation, state
+    reset: Callable  # key -> observation, state
     step: Callable  # (key, state, action) -> observation, state, reward, done
-    sketch: Callable[[State], jax.Array]  # -> f[lines, 2 ends, 2]: x, z
+    sketch: Callable[[Any], jax.Array]  # state -> f[lines, 2 ends, 2]: x, z
 
 
-def _lines(*points: tuple[Any, Any]) -> jax.Array:
+def _through(*points: tuple[Any, Any]) -> jax.Array:
     """A line through points, as its segments."""
     ends = jnp.stack([jnp.stack([jnp.ravel(c)[0] for c in point]) for point in points])
     return jnp.stack([ends[:-1], ends[1:]], axis=1)
 
 
-def _cart_pole(state: State) -> jax.Array:
-    x, top = state.x, (state.x + jnp.sin(state.theta), jnp.cos(state.theta))
-    cart = _lines((x - 0.25, 0 * x), (x + 0.25, 0 * x))
-    return jnp.concatenate([cart, _lines((x, 0 * x), top)])
+def _cart_pole(state):
+    x, zero = state.x, 0 * state.x
+    top = x + jnp.sin(state.theta), jnp.cos(state.theta)
+    cart = _through((x - 0.25, zero), (x + 0.25, zero))
+    return jnp.concatenate([cart, _through((x, zero), top)])
 
 
-def _acrobot(state: State) -> jax.Array:
+def _acrobot(state):
     first, both = state.joint_angle1, state.joint_angle1 + state.joint_angle2
-    zero = 0 * first
     elbow = jnp.sin(first), -jnp.cos(first)
     tip = elbow[0] + jnp.sin(both), elbow[1] - jnp.cos(both)
-    return _lines((zero, zero), elbow, tip)
+    return _through((0 * first, 0 * first), elbow, tip)
 
 
 def hill(x: Any) -> Any:
@@ -50,9 +46,9 @@ def hill(x: Any) -> Any:
     return 0.45 * jnp.sin(3 * x) + 0.55
 
 
-def _mountain_car(state: State) -> jax.Array:
-    x = state.position
-    return _lines((x, hill(x)), (x, hill(x)))
+def _mountain_car(state):
+    place = state.position, hill(state.position)
+    return _through(place, place)
 
 
 SKETCHES = {
@@ -85,8 +81,10 @@ def of_brax(name: str) -> World:
     model = env.sys.mj_model
     solid = np.flatnonzero(model.geom_bodyid > 0)
     links = model.geom_bodyid[solid] - 1
-    centres, turns = model.geom_pos[solid], model.geom_quat[solid]
-    halves = model.geom_size[solid, 1]
+    rotate = jax.vmap(math.rotate)
+    along = jnp.asarray(model.geom_size[solid, 1:2] * [[0.0, 0.0, 1.0]])
+    halves = rotate(along, jnp.asarray(model.geom_quat[solid]))
+    centres = model.geom_pos[solid]
 
     def reset(key):
         state = env.reset(key)
@@ -99,14 +97,10 @@ def of_brax(name: str) -> World:
 
     def sketch(state):
         x = state.pipeline_state.x
-
-        def ends(link, centre, turn, half):
-            along = math.rotate(jnp.array([0.0, 0.0, 1.0]), jnp.asarray(turn)) * half
-            at = [centre - along, centre + along]
-            placed = [x.pos[link] + math.rotate(p, x.rot[link]) for p in at]
-            return jnp.stack(placed)[:, jnp.array([0, 2])]
-
-        each = zip(links, centres, turns, halves, strict=True)
-        return jnp.stack([ends(*capsule) for capsule in each])
+        ends = [
+            x.pos[links] + rotate(end, x.rot[links])
+            for end in (centres - halves, centres + halves)
+        ]
+        return jnp.stack(ends, axis=1)[..., jnp.array([0, 2])]
 
     return World(reset, step, sketch)
