@@ -40,37 +40,12 @@ class Tasks(click.Group):
         """The one of this name."""
         if cmd_name not in TASKS:
             return None
-        task = importlib.import_module(f"benchmarks.{cmd_name}")
-        return task.command if hasattr(task, "add_arguments") is False else _old(task)
+        return importlib.import_module(f"benchmarks.{cmd_name}").command
 
     def format_commands(self, ctx, formatter):
         """A line each."""
         with formatter.section("Tasks"):
             formatter.write_dl(list(TASKS.items()))
-
-
-def _old(task):
-    """To be removed: a task whose options are argparse's."""
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            raise click.UsageError(message)
-
-    def run(argv):
-        parser = Parser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        task.add_arguments(parser)
-        args = parser.parse_args(argv)
-        args.task = task.__name__.rpartition(".")[2]
-        task.run(args)
-
-    return click.Command(
-        task.__name__.rpartition(".")[2],
-        callback=run,
-        params=[click.Argument(["argv"], nargs=-1, type=click.UNPROCESSED)],
-        add_help_option=False,
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

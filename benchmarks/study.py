@@ -83,22 +83,8 @@ def mean_error(values: pd.Series) -> str:
     return with_error(values.mean(), values.sem())
 
 
-def tabulate(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
-    """To be removed: a table of rows of texts."""
-    table = Table(
-        title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
-    )
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(str, row))
-    return table
-
-
 def printed(tables: Tables) -> list[Table]:
     """The tables as they are printed; what names a row is text and comes first."""
-    if isinstance(tables, list):  # of a study that is not yet rewritten
-        return tables
     out = []
     for title, frame in tables.items():
         table = Table(
