@@ -155,4 +155,5 @@ def lines(frame: pd.DataFrame, log: str = "", **options: Any) -> Figure:
     grid.set(**{f"{axis}scale": "log" for axis in log})
     for axes in grid.axes.flat:
         axes.grid(alpha=0.25)
+    grid.tight_layout()  # once more: a scale changes what has to fit
     return grid.figure

@@ -207,6 +207,23 @@ def test_sweeps_examples(tmp_path, monkeypatch):
     assert draws_for_each(names["seeds"].lower(rates[0], 0.05, seeds), 13)
 
 
+def test_compiling_examples(tmp_path):
+    """A list from a stack is the same model; what is compiled ahead is not again."""
+    names = {"jax": jax, "jnp": jnp, "optax": optax, "zojax": zojax}
+    stack_example, ahead_example = examples("notebooks/compiling.md")
+    exec(compile(stack_example, "compiling.md", "exec"), names)
+    x = jnp.linspace(-1, 1, 12).reshape(3, 4)
+    one, other = names["loss"], names["value_fn"]
+    assert one(names["layers"], x) == other(names["params"], x)
+    before, names["folder"] = jax.config.jax_compilation_cache_dir, str(tmp_path)
+    try:
+        exec(compile(ahead_example, "compiling.md", "exec"), names)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert int(names["state"][0].count) == 1
+    assert other(names["params"], jnp.ones((3, 4))) < one(names["layers"], jnp.ones(4))
+
+
 def test_every_estimator_and_sampler_is_in_the_tables():
     from registry import ESTIMATORS, SAMPLERS
 
@@ -281,5 +298,6 @@ def test_each_example_of_a_guide_is_run():
     """Those above, and that of cores in test_other_models.py."""
     run = {"README.md": 2, "external.md": 1, "language.md": 2, "devices.md": 2}
     run |= {"frameworks.md": 5, "checkpoints.md": 2, "rewards.md": 1, "sweeps.md": 4}
+    run["compiling.md"] = 2
     found = {page.name: len(examples(page)) for page in PAGES if examples(page)}
     assert found == {**run, "cores.md": 1}

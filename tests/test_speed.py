@@ -17,14 +17,14 @@ from benchmarks.functions import quadratic, rosenbrock
 from benchmarks.rivals import mezo_by_hand
 from benchmarks.speed import (
     STUDIES,
-    devices,
+    compiling,
     low_rank,
     noise,
     rivals,
     scaling,
+    stack,
     timing,
 )
-from benchmarks.speed.timing import exponent, median_ratio, take_turns, timed_rows
 
 # -- rivals ----------------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ def test_the_floor_evaluates_f_and_uses_every_sign_once():
     x = jnp.linspace(-1, 1, 70)  # not whole words
     offsets = rivals.SMOOTHING * np.arange(rivals.NUM_DIRECTIONS)
     values = [float(rosenbrock(x + offset)) for offset in offsets]
-    np.testing.assert_allclose(rivals.evaluations(x), values, rtol=1e-5)
+    np.testing.assert_allclose(rivals.evaluations(rosenbrock, x), values, rtol=1e-5)
     signs = np.asarray(rivals.packed_signs(jax.random.key(0), 70))
     assert signs.shape == (rivals.NUM_DIRECTIONS, 70)
     assert set(np.unique(signs)) == {-1.0, 1.0}
@@ -81,57 +81,66 @@ def test_the_floor_evaluates_f_and_uses_every_sign_once():
 def test_every_program_takes_its_steps():
     """All stay finite on Rosenbrock, and all but the floor's move."""
     x = jax.random.normal(jax.random.key(1), (40,))
-    for name, run in rivals.in_jax(3).items():
+    for name, run in rivals.in_jax(rosenbrock, 3).items():
         after = jax.jit(run)(x)
         assert jnp.isfinite(after).all(), name
-        if name.startswith(("ZoAR", "mean", "first")):
+        if name.startswith(("ZoAR", "mean")):
             assert (after != x).mean() > 0.5, name
+
+
+@pytest.mark.parametrize("package", rivals.NEEDS)
+def test_rivals_that_are_there_are_timed(package):
+    pytest.importorskip(package)
+    if package == "torch":
+        found = rivals.in_torch("rosenbrock", 20, 2)
+        for program, _ in found.values():
+            program()
+    else:
+        found = rivals.in_evosax(rosenbrock, 2)
+        for program in found.values():
+            program(jnp.zeros(20))
+    assert set(found) == set(rivals.NEEDS[package])
+
+
+def test_an_error_inside_a_rival_is_not_hidden():
+    def broken():
+        raise ModuleNotFoundError("No module named 'zojax.gone'", name="zojax.gone")
+
+    with pytest.raises(ModuleNotFoundError, match=re.escape("zojax.gone")):
+        rivals.unless_missing(broken)
 
 
 # -- timing ----------------------------------------------------------------------------
 
 
-def test_turns_and_ratios():
+def test_turns_and_ratios(monkeypatch):
+    clock = iter([0, 1, 0, 6, 0, 3, 0, 9, 0, 2, 0, 8])  # a 1, 3, 2; b 6, 9, 8 seconds
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     calls, shares = [], []
-    timed = {n: lambda n=n: calls.append(n) for n in "ab"}
-    found = take_turns(timed, 2, shares.append)
-    assert calls == list("ababab")  # the first of each warms up
-    assert {n: len(times) for n, times in found.items()} == {"a": 2, "b": 2}
+    timed = {
+        "a": (lambda: calls.append("a"), 1),
+        "b": (lambda: calls.append("b"), 2),  # steps
+    }
+    a, b = timing.compare(timed, {"over_a": "a"}, 3, shares.append)
+    assert calls == list("abababab")  # the first of each warms up
     assert shares == sorted(shares)
     assert shares[-1] < 1
-    assert median_ratio([2, 9, 8], [1, 3, 2]) == 3
+    assert (a["ms"], a["over_a"]) == (2000, 1)
+    assert (b["ms"], b["over_a"]) == (4000, 2)  # of 3, 1.5, 2
 
 
 def test_exponent_of_a_power():
     sizes = [10, 100, 1000]
-    np.testing.assert_allclose(exponent(sizes, [3e-5 * s**1.25 for s in sizes]), 1.25)
+    times = [3e-5 * s**1.25 for s in sizes]
+    np.testing.assert_allclose(timing.exponent(sizes, times), 1.25)
 
 
-def test_rows_are_medians_of_steps_and_of_ratios(monkeypatch):
-    turns = {"a": [6.0, 2.0, 4.0], "b": [3.0, 2.0, 1.0]}
-    monkeypatch.setattr(timing, "take_turns", lambda *args: turns)
-    rows = timed_rows({"a": (None, 2), "b": (None, 1)}, 3, None, {"over_b": "b"})
-    assert rows["a"]["milliseconds"] == 2000  # median of 3, 1, 2 s a step
-    assert rows["a"]["over_b"] == 1  # of 1, 1/2, 2
-    assert rows["b"]["over_b"] == 1
-
-
-def test_missing_rivals_are_told():
-    row = {"program": rivals.OURS, "device": "cpu", "jax": "0"}
-    said = rivals.findings(pd.DataFrame([row]))[1:]
-    assert [line.split()[0] for line in said] == list(rivals.NEEDS)
-    assert all(line.endswith('pip install -e ".[rivals]"') for line in said)
-
-
-def test_exponents_are_found():
-    row = {"device": "cpu", "jax": "0", "K": 4}
-    d = [row | {"d": d, "size": d, "milliseconds": d**1.5} for d in (100, 10_000)]
-    k = [row | {"d": 1, "size": k, "milliseconds": k**0.5} for k in (1, 4, 16)]
-    frame = pd.DataFrame(d).assign(against="d")
-    frame = pd.concat([frame, pd.DataFrame(k).assign(against="K")])
-    _, of_d, of_k = scaling.findings(frame)
-    assert "as d^1.50" in of_d
-    assert "as K^0.50" in of_k
+def test_ratios_are_told_by_cell():
+    frame = pd.DataFrame(
+        {"cell": ["small", "large", "large"], "program": list("bba"), "x": [2, 0.5, 1]}
+    )
+    assert timing.ratios(frame, "x", "b", "a") == ["b over a: 2 (small), 0.5 (large)."]
+    assert timing.ratios(frame, "x", "c", "a") == []
 
 
 def test_low_rank_programs_compute_what_they_say():
@@ -163,9 +172,8 @@ def small(monkeypatch):
     """Every study at a size of seconds."""
     some = (rivals.FLOOR, rivals.OURS, rivals.GAUSSIAN, rivals.BY_HAND, rivals.MEZO)
     programs = rivals.in_jax
-    monkeypatch.setattr(
-        rivals, "in_jax", lambda steps: {n: programs(2)[n] for n in some}
-    )
+    few = lambda f, steps: {name: programs(f, 2)[name] for name in some}
+    monkeypatch.setattr(rivals, "in_jax", few)
     monkeypatch.setattr(rivals, "QUICK", (50,))
     monkeypatch.setattr(scaling, "QUICK", (50, 100))
     monkeypatch.setattr(scaling, "DIMENSION_AGAINST_K", 50)
@@ -174,9 +182,11 @@ def small(monkeypatch):
     monkeypatch.setattr(noise, "QUICK", (100,))
     monkeypatch.setattr(noise, "ENTRIES", 200)
     monkeypatch.setattr(low_rank, "QUICK", ((2, 8, 2),))
-    monkeypatch.setattr(devices, "QUICK", 64)
-    monkeypatch.setattr(devices, "COUNTS", (1, 2))
-    for module in (rivals, scaling, noise, low_rank, devices):
+    some = (stack.SCAN, stack.APART, stack.CACHED, stack.UPDATE)
+    few = {name: stack.PROGRAMS[name] for name in some}
+    monkeypatch.setattr(stack, "PROGRAMS", few)
+    monkeypatch.setattr(compiling, "QUICK", (1,))
+    for module in (rivals, scaling, noise, low_rank, compiling):
         monkeypatch.setattr(module, "REPEATS", 1)
 
 
@@ -194,37 +204,12 @@ def test_study(name, small, no_rivals, tmp_path, capsys):
     assert main(["speed", f"--studies={name}", f"--output={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     module = importlib.import_module(f"benchmarks.speed.{name.replace('-', '_')}")
-    study = module.STUDY
-    assert study.timed
+    assert module.STUDY.timed
     frame = pd.read_csv(tmp_path / name / f"{name}.csv")
-    assert list(dict.fromkeys(frame["cell"].astype(str))) == list(study.cells(False, 0))
-    assert (frame["milliseconds"] > 0).all()
+    assert list(frame["cell"].unique()) == list(module.STUDY.cells(False, 0))
+    assert (frame["ms"] > 0).all()
     assert (tmp_path / name / f"{name}.png").stat().st_size > 5_000
     assert "\n- " in printed
     if name == "rivals":
         for package in rivals.NEEDS:
             assert f"{package} is missing" in printed
-    if name == "devices":
-        # K values and the leaves of the estimate: two, whatever n is.
-        assert frame.set_index("devices")["all_reduces"][2] == 2
-
-
-@pytest.mark.parametrize("package", rivals.NEEDS)
-def test_rivals_that_are_there_are_timed(package):
-    pytest.importorskip(package)
-    builds = {
-        "torch": lambda: rivals.in_torch(20, 2),
-        "evosax": lambda: rivals.in_evosax(2),
-    }
-    found = rivals.unless_missing(builds[package])
-    assert set(found) == set(rivals.NEEDS[package])
-    for program in found.values():
-        program() if package == "torch" else program(jnp.zeros(20))
-
-
-def test_an_error_inside_a_rival_is_not_hidden():
-    def broken():
-        raise ModuleNotFoundError("No module named 'zojax.gone'", name="zojax.gone")
-
-    with pytest.raises(ModuleNotFoundError, match=re.escape("zojax.gone")):
-        rivals.unless_missing(broken)

@@ -1,6 +1,5 @@
 """The synthetic benchmark: functions, closed forms, runs and the command."""
 
-import functools
 import importlib
 import sys
 
@@ -17,16 +16,13 @@ from benchmarks.__main__ import main
 from benchmarks.synthetic import (
     STUDIES,
     convergence,
-    dense,
     equivalence,
     estimates,
-    guide,
-    noise,
     projection,
     reproduction,
+    reuse,
     runs,
-    shifting,
-    split,
+    sparsity,
     variance,
 )
 from zojax import perturbations
@@ -95,7 +91,9 @@ def test_torch_steps_are_the_mean_over_the_history():
 # -- estimates and closed forms --------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sphere", "rademacher-loo", "dap-gaussian"])
+@pytest.mark.parametrize(
+    "name", ["sphere", "Rademacher, leave-one-out", "exact DAP, gaussian"]
+)
 def test_first_rows_are_the_estimator_of_that_many_directions(name):
     problem, method = estimates.PROBLEMS["quadratic"], estimates.METHODS[name]
     trials = estimates.draw_trials(problem, jax.random.key(3), 2)
@@ -121,16 +119,13 @@ def test_first_rows_are_the_estimator_of_that_many_directions(name):
 def test_errors_by_hand():
     gradient = np.array([[3.0, 0.0, 4.0], [0.0, 0.0, 1e-3]])
     estimate = np.array([[2.0, 1.0, 6.0], [0.0, 0.0, 2e-3]])
-    found = estimates.errors(
-        estimate, gradient, 0.5, estimates.METHODS["rademacher"], 2
-    )
-    np.testing.assert_allclose(found["tau_mse"][0], [2.5, np.nan])
-    np.testing.assert_allclose(found["tau_error"][0], [5 / 25, np.nan])
+    method = estimates.METHODS["Rademacher"]
+    found = estimates.errors(estimate, gradient, 0.5, method, 2)
     np.testing.assert_allclose(found["error"][0], [6 / 25, 1])
-    np.testing.assert_allclose(found["cosine"][0], [30 / (5 * np.sqrt(41)), 1])
-    # (|g|^2 - g_i^2) / K on entries 0 and 2, and (d - 1) / K in all.
-    np.testing.assert_allclose(found["tau_error"][1], [(16 + 9) / 2 / 25, np.nan])
+    np.testing.assert_allclose(found["tau_error"][0], [5 / 25])  # the second has none
+    # (d - 1) / K in all, and (|g|^2 - g_i^2) / K on entries 0 and 2.
     np.testing.assert_allclose(found["error"][1], [1, 1])
+    np.testing.assert_allclose(found["tau_error"][1], [(16 + 9) / 2 / 25])
 
 
 @pytest.mark.parametrize("name", estimates.METHODS)
@@ -141,15 +136,15 @@ def test_closed_forms(problem, name):
         estimates.PROBLEMS[problem], method, (4,), jax.random.key(1)
     )
     known = {row["measure"]: row["z"] for row in rows if row["z"] == row["z"]}
-    expected = {"tau_error", "error"} if method.entrywise else set()
-    assert set(known) == (expected | ({"error"} if method.total else set()))
+    expected = {"tau_error", "error"} if method.theory else set()
+    assert set(known) == expected - ({"tau_error"} if method.theory_of_sum else set())
     assert all(z <= 3 for z in known.values()), known
 
 
 def test_a_wrong_closed_form_is_found():
     """Wrong by two units of d: the sphere is not the gaussian."""
     wrong = estimates.METHODS["sphere"]._replace(
-        entrywise=estimates.METHODS["gaussian"].entrywise
+        theory=estimates.METHODS["gaussian"].theory
     )
     rows = estimates.measure(
         estimates.PROBLEMS["quadratic"], wrong, (4,), jax.random.key(1)
@@ -159,44 +154,24 @@ def test_a_wrong_closed_form_is_found():
     assert row["trials"] == 10 * estimates.TRIALS
 
 
-def test_guides_lie_at_their_angle():
-    gradient = jnp.array([1.0, 2.0, -2.0, 0.0])
-    like = jnp.zeros(4)
-    for squared_cosine in guide.SQUARED_COSINES:
-        draw = guide.guided(squared_cosine, "gaussian").rows(gradient)
-        keys = jax.random.split(jax.random.key(0), 40_000)
-        v = jax.vmap(lambda k, draw=draw: draw(k, 0, 1, like))(keys)
-        # v . g = xi c |g| + noise of variance (1 - c^2) |g|^2, so that
-        # (v . g)^2 / |g|^2 has variance 2 (1 - c^2)^2 + 4 c^2 (1 - c^2).
-        squares = (v @ gradient) ** 2 / 9
-        s = 1 - squared_cosine
-        expected = 2 * s**2 + 4 * squared_cosine * s
-        assert abs(float(squares.var()) - expected) < 0.1 * expected + 1e-4
-
-
 # -- runs ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "name", ["vanilla", "zoar-5", "recommended", "fast-half", "exact-cosine"]
+    "name",
+    ["vanilla", "ZoAR N = 5", "recommended", "fast preset, half", "exact, cosine"],
 )
 def test_curves_are_those_of_a_plain_loop(name):
     method, iterations, step_size, seed = runs.METHODS[name], 50, 3e-3, 2
     f = functions.rosenbrock
-    found = runs.curves(
-        f,
-        method,
-        dimension=6,
-        iterations=iterations,
-        seeds=[1, seed],
-        step_sizes=[1e-3, step_size],
-    )
+    size, steps = runs.Size(6, iterations), [1e-3, step_size]
+    found = runs.curves(f, method, size, [1, seed], steps, {}, lambda share: None)
     start_key, noise_key = jax.random.split(jax.random.key(seed))
     x = jax.random.normal(start_key, (6,))
     lr, betas = step_size, (0.9, 0.99)
-    if name in ("recommended", "exact-cosine"):
+    if name in ("recommended", "exact, cosine"):
         lr = lambda n: step_size * (1 + jnp.cos(jnp.pi * n / iterations)) / 2
-    if name == "fast-half":
+    if name == "fast preset, half":
         betas = 0.0, 0.95
         lr = lambda n: step_size * jnp.exp(-8.8 * n / 50) * (n < 12.5)
     opt = optax.chain(method.build(noise_key), zojax.radazo(lr, *betas))
@@ -212,14 +187,9 @@ def test_curves_are_those_of_a_plain_loop(name):
 
 
 def test_half_a_budget_stands_still_after_it():
-    found = runs.curves(
-        functions.quadratic,
-        runs.METHODS["recommended-half"],
-        dimension=4,
-        iterations=100,
-        seeds=[0],
-        step_sizes=[1e-2],
-    )
+    half, tick = runs.METHODS["recommended, half"], lambda share: None
+    size = runs.Size(4, 100)
+    found = runs.curves(functions.quadratic, half, size, [0], [1e-2], {}, tick)
     losses = pd.DataFrame(found)["loss"]
     assert losses[25] < losses[0]
     assert losses[24] != losses[25]
@@ -227,7 +197,7 @@ def test_half_a_budget_stands_still_after_it():
 
 
 def test_noise_is_fresh_and_normal():
-    draw = jax.jit(jax.vmap(noise.fresh_noise, (0, None)))
+    draw = jax.jit(jax.vmap(reuse.fresh_noise, (0, None)))
     x = jnp.arange(4000.0)[:, None] * jnp.array([1.0, 1e-3])
     one, other = draw(x, jax.random.key(0)), draw(x, jax.random.key(1))
     assert len(np.unique(one)) == len(one)
@@ -235,13 +205,13 @@ def test_noise_is_fresh_and_normal():
         assert abs(float(sample.mean())) < 4 / np.sqrt(len(x))
     assert abs(float(one.var()) - 1) < 4 * np.sqrt(2 / len(x))
     # Entries that change places are another point.
-    swapped = noise.fresh_noise(x[7, ::-1], jax.random.key(0))
+    swapped = reuse.fresh_noise(x[7, ::-1], jax.random.key(0))
     assert swapped != one[7]
 
 
 def test_a_faster_bowl_is_farther_away():
-    loss = functools.partial(shifting.mean_loss, 0, 8, 200, seed=0, step_size=1e-2)
-    losses = jax.jit(jax.vmap(lambda speed: loss(speed=speed)))(jnp.array([0.0, 0.1]))
+    loss = lambda speed: reuse.mean_loss(reuse.SPEED, 0, 8, 200, 0, speed, 1e-2)
+    losses = jax.jit(jax.vmap(loss))(jnp.array([0.0, 0.1]))
     assert losses[0] < 1
     # In the second half the centre is 10 to 20 away in each of 8 coordinates, and no
     # coordinate can follow faster than the step size: at least 8 (10 - 200 lr)^2 / 2.
@@ -249,7 +219,7 @@ def test_a_faster_bowl_is_farther_away():
 
 
 def test_comparison_with_the_authors_by_hand():
-    row = {"function": "levy", "method": "zoar-5", "iteration": 500}
+    row = {"function": "levy", "method": "ZoAR N = 5", "iteration": 500}
     frame = pd.DataFrame([row | {"loss": 5400.0}, row | {"loss": 5450.0}])
     found = reproduction.comparison(frame)
     assert len(found) == 1
@@ -275,7 +245,7 @@ def test_queries_to_a_target_by_hand():
     assert found.queries_to(4.5, "vanilla", 0.1) == 110
     assert found.queries_to(4.4, "vanilla", 0.1) == 220
     assert np.isnan(found.queries_to(0.5, "vanilla", 0.1))
-    assert found.best_step("vanilla") == 0.1
+    assert found.best_step["vanilla"] == 0.1
 
 
 # -- the command -----------------------------------------------------------------------
@@ -284,32 +254,26 @@ def test_queries_to_a_target_by_hand():
 @pytest.fixture
 def small(monkeypatch):
     """Every study at a size of seconds."""
-    monkeypatch.setattr(estimates, "TRIALS", estimates.CHUNK)
-    monkeypatch.setattr(variance, "QUICK_SIZES", (4, 32))
-    monkeypatch.setattr(
-        variance, "PROBLEMS", {"quadratic": estimates.PROBLEMS["quadratic"]}
-    )
-    monkeypatch.setattr(split, "SIZES", (16,))
-    monkeypatch.setattr(split, "SPLITS", (0.5,))
-    monkeypatch.setattr(dense, "DENSITIES", (0.25,))
-    monkeypatch.setattr(guide, "SQUARED_COSINES", (1.0, 0.0))
-    monkeypatch.setattr(noise, "OBJECTIVES", {"staircase": noise.staircase})
-    monkeypatch.setattr(runs, "NUM_POINTS", 5)
-    monkeypatch.setattr(convergence, "QUICK", (10, 10))
-    monkeypatch.setattr(convergence, "FUNCTIONS", {"quadratic": functions.quadratic})
-    monkeypatch.setattr(reproduction, "QUICK", (500, 2, 1))
-    monkeypatch.setattr(reproduction, "DIMENSION", 10)
-    monkeypatch.setattr(equivalence, "QUICK", (10, 10))
-    monkeypatch.setattr(shifting, "QUICK", (10, 20))
-    monkeypatch.setattr(noise, "QUICK", (10, 20))
-    monkeypatch.setattr(projection, "QUICK", (100,))
-    monkeypatch.setattr(projection, "ENTRIES", 10_000)
-    monkeypatch.setattr(projection, "REPEATS", 1)
-    two = lambda chunk_size, all=projection.estimators: {
-        name: all(chunk_size)[name] for name in (projection.BASE, "two-stage DAP")
+    size = runs.Size(10, 10, 5)
+    quadratic = {"quadratic": estimates.PROBLEMS["quadratic"]}
+    even = {name: sparsity.SPLITS[name] for name in ("refined, 50% rough",)}
+    few = lambda chunk_size, every=projection.estimators: {
+        name: every(chunk_size)[name]
+        for name in (projection.SPHERE, projection.DAP, projection.SIGNS)
     }
-    monkeypatch.setattr(projection, "estimators", two)
-    monkeypatch.setattr(noise, "NAMES", ("mean", "zoar-20"))
+    for module, changes in {
+        estimates: {"TRIALS": estimates.CHUNK},
+        variance: {"QUICK_SIZES": (4, 32), "PROBLEMS": quadratic},
+        sparsity: {"SIZES": (1, 2), "SPLITS": even, "DENSITIES": (0.25,)},
+        convergence: {"QUICK": size, "FUNCTIONS": {"quadratic": functions.quadratic}},
+        reproduction: {"QUICK": (runs.Size(10, 500, 1), 2)},
+        equivalence: {"QUICK": size},
+        reuse: {"QUICK": (10, 20), "HISTORIES": dict.fromkeys(reuse.AMOUNTS, (0, 20))},
+        projection: {"QUICK": (100,), "ENTRIES": 10_000, "estimators": few},
+    }.items():
+        for name, value in changes.items():
+            monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(projection, "REPEATS", 1)
 
 
 @pytest.mark.parametrize("name", STUDIES)

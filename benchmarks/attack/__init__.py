@@ -1,30 +1,57 @@
-"""Black-box attack: change an image until a classifier takes it for something else.
+"""Black-box attack: change a digit until a classifier takes it for something else.
 
-The attacker sees the classifier's log-probabilities and no gradient. Targeted, the
-objective of an image is (largest other log-probability) - (the target's) with target =
-(label + 1) mod 10; untargeted, (the label's) - (largest other). It is negative once the
-attack holds. The perturbation theta is clipped to +-0.2 and the image to [0, 1] inside
-the objective, so that every point that a method asks about is an image that keeps to
-the bounds. All methods get the same images, keys, smoothing, optimizer (R-AdaZO) and
-number of queries, and the same grid of learning rates; each is judged at the one that
-is best for it on other images, and at the paper's. Setting: arXiv 2506.14460, Section
-5.
-
-The paper's learning rate is 0.01, at which nine tenths of theta's entries end up beyond
-the bounds, where the objective is flat: every method breaks more digits at 0.003. The
-smoothing is the paper's, 0.05; no value is the best for all methods. Broken of 100
-digits, targeted, 2,000 queries, seed 0, learning rate 0.003:
-
-    smoothing   vanilla   mean baseline   ZoAR   two-stage DAP
-    0.01          42           52          22         39
-    0.05          36           57          44         27
-    0.1           31           58          53         17
-    0.2           23           57          54         13
-
-Whether an iterate fools the classifier is looked up after every step, to measure; that
-look is not counted as a query.
+The attacker sees log-probabilities and no gradient. The objective, targeted (largest
+other log-probability) - (that of the next class), untargeted (the label's) - (largest
+other), is negative once the attack holds. The perturbation is clipped to +-0.2 and the
+image to [0, 1] inside it, so that every point asked about keeps to the bounds. All
+methods get the same images, keys, smoothing, optimizer (R-AdaZO), number of queries and
+learning rates; each is judged at the one that is best for it on other images, and at
+the paper's, 0.01. Setting: arXiv 2506.14460, Section 5.
 """
 
-from benchmarks.attack.command import add_arguments, run
+import click
 
-__all__ = ["add_arguments", "run"]
+from benchmarks import chosen, studies
+from benchmarks.attack.engine import GOALS, METHODS
+
+
+def some(name: str, choices: dict, usual: str) -> click.Option:
+    """Some of the choices; None leaves it to the size of the run."""
+    return click.Option(
+        [name],
+        callback=lambda ctx, param, text: text and chosen(name, text, choices),
+        help=f"of {','.join(choices)}; by default {usual}, with --full all",
+    )
+
+
+OPTIONS = (
+    some("--goals", GOALS, "targeted"),
+    some("--methods", METHODS, "four"),
+    click.Option(
+        ["--images"],
+        type=click.IntRange(2, 900),
+        help="to attack; by default 50, with --full 100",
+    ),
+    click.Option(
+        ["--queries"],
+        type=click.IntRange(max(method.cost for method in METHODS.values())),
+        default=2000,
+        help="budget of an attack",
+    ),
+    click.Option(
+        ["--learning-rate"],
+        type=click.FloatRange(0, min_open=True),
+        multiple=True,
+        default=(0.001, 0.003, 0.01),
+        callback=lambda ctx, param, rates: sorted(set(rates)),
+        help="of R-AdaZO, once for each of the grid",
+    ),
+    click.Option(
+        ["--start"],
+        type=click.Choice(["zero", "normal"]),
+        default="zero",
+        help="of the perturbation; normal, N(0, I), is the paper's",
+    ),
+)
+
+command = studies.command(__name__, ("comparison",), options=OPTIONS)

@@ -1,7 +1,5 @@
 """The steps whose memory is measured: problems, estimators, compiled steps."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,21 +10,6 @@ import optax
 
 import zojax
 from zojax.perturbations import lazy, rademacher
-
-__all__ = [
-    "CHUNKS",
-    "ESTIMATORS",
-    "LAZY",
-    "Problem",
-    "chunk_label",
-    "chunks",
-    "compile_step",
-    "layers",
-    "num_bytes",
-    "planned",
-    "total_bytes",
-    "vector",
-]
 
 PyTree = Any
 SMOOTHING = 1e-3
@@ -62,45 +45,34 @@ def layers(width: int | None = None) -> Problem:
     return Problem(f"{NUM_LAYERS} layers {width} x {width}", f, like, True)
 
 
-def _two_point(problem, num_directions, **kwargs):
-    return zojax.two_point(SMOOTHING, num_directions, **kwargs)
+Factory = Callable[..., optax.GradientTransformationExtraArgs]
+SIGNS = rademacher()
+# At K = 1, one at a time, this is zojax.mezo(..., sampler=lazy(rademacher())).
+LAZY = "MeZO, lazy"
 
 
-def _gaussian(problem, num_directions, **kwargs):
-    return zojax.two_point(SMOOTHING, num_directions, **kwargs | {"sampler": None})
+def _of(factory: Factory, **options: Any) -> Callable[[Problem], Factory]:
+    return lambda problem: functools.partial(factory, **options)
 
 
-def _zoar(problem, num_directions, storage, **kwargs):
-    return zojax.zoar(SMOOTHING, num_directions, storage=storage, **kwargs)
-
-
-def _dap(problem, num_directions, **kwargs):
-    return zojax.dap(SMOOTHING, num_directions, base=rademacher(), **kwargs)
-
-
-def _dap_replay(problem, num_directions, **kwargs):
-    kwargs["sampler"] = lazy(rademacher(), problem.stacked)
-    return zojax.dap(
-        SMOOTHING, num_directions, base=kwargs["sampler"], storage="replay", **kwargs
+def _lazily(
+    factory: Factory, names: tuple[str, ...], **options: Any
+) -> Callable[[Problem], Factory]:
+    """With samplers that draw a layer at a time, where the problem has layers."""
+    return lambda problem: functools.partial(
+        factory, **options, **dict.fromkeys(names, lazy(SIGNS, problem.stacked))
     )
 
 
-def _lazy(problem, num_directions, **kwargs):
-    kwargs["sampler"] = lazy(rademacher(), problem.stacked)
-    return zojax.two_point(SMOOTHING, num_directions, difference="central", **kwargs)
-
-
-# At K = 1, one at a time, this is zojax.mezo(..., sampler=lazy(rademacher())).
-LAZY = "MeZO, lazy"
-# Name: (problem, num_directions, *, key, sampler, chunk_size) -> estimator.
-ESTIMATORS = {
-    "two_point": _two_point,
-    "two_point, gaussian": _gaussian,
-    "zoar, sums": functools.partial(_zoar, storage="sums"),
-    "zoar, replay": functools.partial(_zoar, storage="replay"),
-    "dap": _dap,
-    "dap, replay": _dap_replay,
-    LAZY: _lazy,
+# Factories that lack smoothing, K, key and chunk size.
+ESTIMATORS: dict[str, Callable[[Problem], Factory]] = {
+    "two_point": _of(zojax.two_point, sampler=SIGNS),
+    "two_point, gaussian": _of(zojax.two_point),
+    "zoar, sums": _of(zojax.zoar, sampler=SIGNS, storage="sums"),
+    "zoar, replay": _of(zojax.zoar, sampler=SIGNS, storage="replay"),
+    "dap": _of(zojax.dap, base=SIGNS, sampler=SIGNS),
+    "dap, replay": _lazily(zojax.dap, ("base", "sampler"), storage="replay"),
+    LAZY: _lazily(zojax.two_point, ("sampler",), difference="central"),
 }
 
 
@@ -110,6 +82,7 @@ def chunks(num_directions: int) -> list[int | None]:
 
 
 def chunk_label(chunk_size: int | None) -> str:
+    """How many directions are held together, in words."""
     return "all at once" if chunk_size is None else f"{chunk_size} at a time"
 
 
@@ -124,16 +97,9 @@ def compile_step(
 
     ``place`` says where arrays lie, on devices that need not be there.
     """
-    opt = optax.chain(
-        ESTIMATORS[estimator](
-            problem,
-            num_directions,
-            key=0,
-            sampler=rademacher(),
-            chunk_size=chunk_size,
-        ),
-        optax.sgd(1e-9),
-    )
+    build = ESTIMATORS[estimator](problem)
+    first = build(SMOOTHING, num_directions, key=0, chunk_size=chunk_size)
+    opt = optax.chain(first, optax.sgd(1e-9))
 
     def step(params, state):
         updates, state = opt.update(None, state, params, value_fn=problem.f)
@@ -145,6 +111,7 @@ def compile_step(
 
 
 def num_bytes(tree: PyTree) -> int:
+    """Of arrays, or of their shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -160,16 +127,10 @@ def total_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def planned(problem: Problem, compiled: jax.stages.Compiled) -> dict[str, float]:
-    """What XLA plans for a step, in copies of params.
-
-    The arguments are params and state; what aliases them is not there twice.
-    """
-    found = compiled.memory_analysis()
-    copies = lambda size: size / num_bytes(problem.like)
-    out = {
-        "temporary": copies(found.temp_size_in_bytes),
-        "arguments": copies(found.argument_size_in_bytes),
-        "outputs": copies(found.output_size_in_bytes),
-        "aliased": copies(found.alias_size_in_bytes),
+    """What XLA plans, in copies of params; the arguments are params and state."""
+    found, copy = compiled.memory_analysis(), num_bytes(problem.like)
+    return {
+        "temporary": found.temp_size_in_bytes / copy,
+        "arguments": found.argument_size_in_bytes / copy,
+        "total": total_bytes(compiled) / copy,
     }
-    return out | {"total": copies(total_bytes(compiled))}

@@ -4,16 +4,13 @@ The parameters themselves are moved by +mu, -2 mu and +mu along noise that is na
 its key, a key a leaf; the step walks along the same noise once more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-__all__ = ["step", "training"]
-
 PyTree = Any
+F = Callable[[PyTree], jax.Array]
 
 
 def _perturb(params: PyTree, key: jax.Array, scale: jax.Array | float) -> PyTree:
@@ -25,13 +22,7 @@ def _perturb(params: PyTree, key: jax.Array, scale: jax.Array | float) -> PyTree
     )
 
 
-def step(
-    f: Callable[[PyTree], jax.Array],
-    params: PyTree,
-    key: jax.Array,
-    smoothing: float,
-    learning_rate: float,
-) -> PyTree:
+def step(f: F, params: PyTree, key: jax.Array, smoothing: float, rate: float) -> PyTree:
     """One step: the params after it."""
     params = _perturb(params, key, smoothing)
     plus = f(params)
@@ -39,20 +30,16 @@ def step(
     minus = f(params)
     params = _perturb(params, key, smoothing)
     slope = (plus - minus) / (2 * smoothing)
-    return _perturb(params, key, -learning_rate * slope)
+    return _perturb(params, key, -rate * slope)
 
 
 def training(
-    f: Callable[[PyTree], jax.Array],
-    steps: int,
-    smoothing: float,
-    learning_rate: float,
-    seed: int = 0,
+    f: F, steps: int, smoothing: float, rate: float, seed: int = 0
 ) -> Callable[[PyTree], PyTree]:
     """Whole steps in a scan: params -> params after the steps."""
 
     def run(params):
-        body = lambda p, k: (step(f, p, k, smoothing, learning_rate), None)
+        body = lambda p, k: (step(f, p, k, smoothing, rate), None)
         keys = jax.random.split(jax.random.key(seed), steps)
         return jax.lax.scan(body, params, keys)[0]
 

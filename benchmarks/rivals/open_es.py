@@ -4,15 +4,11 @@ Its defaults: antithetic pairs, centred ranks as fitness. Metrics are dropped, s
 XLA leaves out what only they need.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax
 import optax
 from evosax.algorithms import Open_ES
-
-__all__ = ["training"]
 
 
 def training(

@@ -6,16 +6,12 @@ directions, the strongest form that the same loop takes in eager PyTorch. Direct
 gaussian; both spend a query on f(theta) to log it.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-
-__all__ = ["FUNCTIONS", "Run", "batched_step", "loop_step", "start"]
 
 
 def quadratic(x: torch.Tensor) -> torch.Tensor:
@@ -81,42 +77,32 @@ def _descend(run: Run, gradient: torch.Tensor, learning_rate: float) -> None:
     run.theta.addcdiv_(run.m, run.s.sqrt() + 1e-8, value=-learning_rate)
 
 
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+
 @torch.no_grad()
-def loop_step(
-    run: Run,
-    f: Callable[[torch.Tensor], torch.Tensor],
-    num_directions: int,
-    smoothing: float,
-    learning_rate: float,
-) -> None:
+def loop_step(run: Run, f: Function, k: int, smoothing: float, rate: float) -> None:
     """One step, a direction at a time; the history holds (N + 1) K pairs."""
     run.losses.append(f(run.theta).item())
-    for _ in range(num_directions):
+    for _ in range(k):
         u = torch.randn_like(run.theta)
         run.history.append((u, f(run.theta + smoothing * u)))
     baseline = sum(y for _, y in run.history) / len(run.history)
     gradient = torch.zeros_like(run.theta)
     for u, y in run.history:
         gradient += (y - baseline) / smoothing * u
-    _descend(run, gradient / len(run.history), learning_rate)
+    _descend(run, gradient / len(run.history), rate)
 
 
 @torch.no_grad()
-def batched_step(
-    run: Run,
-    f: Callable[[torch.Tensor], torch.Tensor],
-    num_directions: int,
-    smoothing: float,
-    learning_rate: float,
-) -> None:
+def batched_step(run: Run, f: Function, k: int, smoothing: float, rate: float) -> None:
     """One step with matrices; the history holds N + 1 records of K pairs."""
     run.losses.append(f(run.theta).item())
-    theta = run.theta
-    u = torch.randn(num_directions, theta.numel(), device=theta.device)
+    u = torch.randn(k, run.theta.numel(), device=run.theta.device)
     run.history.append((u, f(run.theta + smoothing * u)))
     values = torch.cat([y for _, y in run.history])
     baseline = values.mean()
     gradient = torch.zeros_like(run.theta)
     for u, y in run.history:
         gradient += (y - baseline) @ u
-    _descend(run, gradient / (smoothing * len(values)), learning_rate)
+    _descend(run, gradient / (smoothing * len(values)), rate)

@@ -1,4 +1,4 @@
-"""Time of an estimator's step: beside others', by d, K, sampler, rank and devices.
+"""Time of an estimator's step: beside others', by d, K, sampler and rank.
 
 Programs that are compared take turns, so that a change of the machine's speed falls on
 all of them.
@@ -6,5 +6,5 @@ all of them.
 
 from benchmarks import studies
 
-STUDIES = ("rivals", "scaling", "noise", "low-rank", "devices")
+STUDIES = ("rivals", "scaling", "noise", "low-rank", "compiling")
 command = studies.command(__name__, STUDIES)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import zojax
 from benchmarks.functions import quadratic
-from benchmarks.speed.timing import exponent, timed_rows, training, where
+from benchmarks.speed.timing import Timed, compare, exponent, training
 from benchmarks.study import Cell, Row, Study, Tables, Tick, lines
 from zojax.perturbations import rademacher
 
@@ -25,8 +25,8 @@ DIRECTIONS = (1, 2, 4, 8, 16, 32)
 ENTRIES, REPEATS = 20_000_000, 7  # entries of noise that a program draws, at least
 
 
-def program(dimension: int, num_directions: int, seed: int):
-    """(program, steps): about equally long, whatever the sizes."""
+def program(dimension: int, num_directions: int, seed: int) -> Timed:
+    """About equally long, whatever the sizes."""
     steps = max(1, ENTRIES // (dimension * num_directions))
     opt = zojax.two_point(
         SMOOTHING, num_directions, key=seed, sampler=rademacher(), chunk_size=1
@@ -36,52 +36,43 @@ def program(dimension: int, num_directions: int, seed: int):
     return functools.partial(run, x), steps
 
 
-def measure(
-    against: str, sizes: list[tuple[int, int]], seed: int, tick: Tick
-) -> list[Row]:
-    """Times steps of all sizes (d, K) in turns: an exponent compares them."""
-    rows = timed_rows({s: program(*s, seed) for s in sizes}, REPEATS, tick, {})
-    return [
-        {"against": against, "d": d, "K": k, "size": d if against == "d" else k, **row}
-        for (d, k), row in rows.items()
-    ]
+def measure(sizes: dict[int, tuple[int, int]], seed: int, tick: Tick) -> list[Row]:
+    """Steps of all sizes (d, K) in turns: an exponent compares them."""
+    programs = {str(size): program(*dk, seed) for size, dk in sizes.items()}
+    rows = compare(programs, {}, REPEATS, tick)
+    return [{"size": size} | row for size, row in zip(sizes, rows, strict=True)]
 
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
     """A cell for the dimension and one for the number of directions."""
-    sizes = {
-        "d": [(d, DIRECTIONS_AGAINST_D) for d in (FULL if full else QUICK)],
-        "K": [(DIMENSION_AGAINST_K, k) for k in DIRECTIONS],
-    }
+    by_d = {d: (d, DIRECTIONS_AGAINST_D) for d in (FULL if full else QUICK)}
+    by_k = {k: (DIMENSION_AGAINST_K, k) for k in DIRECTIONS}
     return {
-        name: functools.partial(measure, name, of, seed) for name, of in sizes.items()
+        "d": functools.partial(measure, by_d, seed),
+        "K": functools.partial(measure, by_k, seed),
     }
 
 
 def tables(frame: pd.DataFrame) -> Tables:
-    """Milliseconds a step, and nanoseconds for each of the d K entries."""
-    found = frame.set_index(["against", "d", "K"])[["milliseconds"]]
-    entry = 1e6 * frame["milliseconds"] / frame["d"] / frame["K"]
-    title = "A step: Rademacher, chunk_size=1, sum of squares"
-    return {title: found.assign(ns_an_entry=entry.to_numpy())}
+    """Milliseconds a step."""
+    return {
+        f"ms a step by {name}": part.set_index("size")[["ms"]]
+        for name, part in frame.groupby("cell", sort=False)
+    }
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
-    """Exponents over all sizes, and over the last two."""
-    out = [where(frame, REPEATS)]
-    for against, part in frame.groupby("against", sort=False):
-        sizes, times = part["size"], part["milliseconds"]
-        out.append(
-            f"From {against} = {sizes.iloc[0]:,} to {sizes.iloc[-1]:,} the time of a"
-            f" step grows as {against}^{exponent(sizes, times):.2f}; between the last"
-            f" two as {against}^{exponent(sizes.iloc[-2:], times.iloc[-2:]):.2f}."
-        )
-    return out
+    """The exponents, over all sizes."""
+    return [
+        f"From {name} = {part['size'].min():,} to {part['size'].max():,} the time of a"
+        f" step grows as {name}^{exponent(part['size'], part['ms']):.2f}."
+        for name, part in frame.groupby("cell", sort=False)
+    ]
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    """A panel for d, one for K."""
-    return lines(frame, "xy", x="size", y="milliseconds", col="against")
+    """Against d, and against K."""
+    return lines(frame, "xy", x="size", y="ms", col="cell")
 
 
 STUDY = Study(

@@ -12,7 +12,7 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 
-from benchmarks.study import COLOURS, Row, Tick
+from benchmarks.study import COLOURS, Cell, Row, Study, Tables, Tick
 
 
 def training(
@@ -31,10 +31,10 @@ def training(
 
 
 def take_turns(
-    programs: Mapping[Any, Callable[[], Any]],
+    programs: Mapping[str, Callable[[], Any]],
     repeats: int,
     tick: Tick = lambda share: None,
-) -> dict[Any, list[float]]:
+) -> dict[str, list[float]]:
     """Seconds of each program, turn by turn, after one call each to warm up.
 
     A program returns what has to be waited for, or None.
@@ -56,28 +56,9 @@ def median_ratio(times: Sequence[float], base: Sequence[float]) -> float:
     return statistics.median(t / b for t, b in zip(times, base, strict=True))
 
 
-def timed_rows(
-    programs: Mapping[Any, tuple[Callable[[], Any], int]],
-    repeats: int,
-    tick: Tick,
-    bases: Mapping[str, Any],
-) -> dict[Any, Row]:
-    """A row for each program: milliseconds a step, ratios, and where it ran.
-
-    Args:
-      programs: (program, steps that it takes), by name.
-      repeats: turns.
-      tick: is called between them.
-      bases: by column, the program whose time a step the others' are divided by.
-    """
-    turns = take_turns({n: run for n, (run, _) in programs.items()}, repeats, tick)
-    a_step = {name: [t / programs[name][1] for t in ts] for name, ts in turns.items()}
-    return {
-        name: {"milliseconds": 1e3 * statistics.median(times)}
-        | {column: median_ratio(times, a_step[base]) for column, base in bases.items()}
-        | device_line()
-        for name, times in a_step.items()
-    }
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """The p of seconds ~ sizes^p, fitted by least squares to the logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def device_line() -> dict[str, str]:
@@ -85,25 +66,61 @@ def device_line() -> dict[str, str]:
     return {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
 
 
-def where(frame: pd.DataFrame, repeats: int) -> str:
-    """A sentence on how the rows were timed."""
-    last = frame.iloc[-1]
-    return f"{last['device']}, JAX {last['jax']}, medians of {repeats} turns."
+Timed = tuple[Callable[[], Any], int]
+"""A program, and the steps that a call of it takes."""
 
 
-def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """The p of seconds ~ sizes^p, fitted by least squares to the logarithms."""
-    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+def compare(
+    programs: Mapping[str, Timed], bases: Mapping[str, str], repeats: int, tick: Tick
+) -> list[Row]:
+    """A row for each program: its time a step, and over those of the bases.
+
+    Args:
+      programs: by name.
+      bases: by column, the program that the others are divided by there.
+      repeats: turns.
+      tick: is called with the share that is done.
+    """
+    turns = take_turns({n: run for n, (run, _) in programs.items()}, repeats, tick)
+    step = {n: [t / programs[n][1] for t in times] for n, times in turns.items()}
+    return [
+        {"program": name, "ms": 1e3 * statistics.median(times)}
+        | {column: median_ratio(times, step[base]) for column, base in bases.items()}
+        | device_line()
+        for name, times in step.items()
+    ]
 
 
-def bars(frame: pd.DataFrame, x: str, y: str, hue: str) -> Figure:
-    """Bars from left to right on a logarithmic axis, in the order of the rows."""
-    height = 1.5 + 0.14 * frame[y].nunique() * (1 + frame[hue].nunique())
-    out = Figure(figsize=(8, height), layout="constrained")
-    hues = frame[hue].astype(str)
-    colours = list(COLOURS[: hues.nunique()])
-    axes = out.subplots()
-    seaborn.barplot(frame, x=x, y=y, hue=hues, palette=colours, orient="h", ax=axes)
-    axes.set(xscale="log", ylabel="", xlabel=x.replace("_", " "))
-    axes.grid(axis="x", alpha=0.25)
-    return out
+def comparison(
+    title: str,
+    cells: Callable[[bool, int], dict[str, Cell]],
+    findings: Callable[[pd.DataFrame], list[str]],
+    columns: Sequence[str],
+) -> Study:
+    """The study of rows of ``compare``: a table a cell, bars of the last column."""
+
+    def tables(frame: pd.DataFrame) -> Tables:
+        where = "{device}, JAX {jax}".format(**frame.iloc[-1])
+        return {
+            f"{cell} ({where})": part.set_index("program")[list(columns)]
+            for cell, part in frame.groupby("cell", sort=False)
+        }
+
+    def figure(frame: pd.DataFrame) -> Figure:
+        colours = list(COLOURS[: frame["cell"].nunique()])
+        axes = {"x": columns[-1], "y": "program", "hue": "cell", "palette": colours}
+        grid = seaborn.catplot(frame, kind="bar", height=5, aspect=1.6, **axes)
+        grid.set(xscale="log")
+        return grid.figure
+
+    return Study(title, cells, tables, findings, figure, timed=True)
+
+
+def ratios(frame: pd.DataFrame, column: str, program: str, base: str) -> list[str]:
+    """A sentence on one program's ratios, by cell; none where it was left out."""
+    found = frame[frame["program"] == program]
+    said = [
+        f"{ratio:.3g} ({cell})"
+        for cell, ratio in zip(found["cell"], found[column], strict=True)
+    ]
+    return [f"{program} over {base}: {', '.join(said)}."] if said else []

@@ -6,5 +6,4 @@ and evosax's make the same number of calls, with step sizes from grids of one si
 
 from benchmarks import studies
 
-STUDIES = ("reference", "coco")
-command = studies.command(__name__, STUDIES)
+command = studies.command(__name__, ("reference", "coco"))

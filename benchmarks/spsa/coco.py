@@ -1,7 +1,5 @@
 """COCO's noisy functions: what is left of f at the recommended point, by method."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Callable
@@ -11,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from benchmarks.spsa.methods import METHODS, OURS, STEP_SIZES
-from benchmarks.spsa.problems import FUNCTIONS, MODERATE, Problems, noise_of
-from benchmarks.study import COLOURS, Cell, Row, Study, Tick, tabulate, with_error
+from benchmarks.spsa.problems import FUNCTIONS, Problems, noise_of
+from benchmarks.study import Cell, Row, Study, Tables, Tick, lines, with_error
 
 DIMENSIONS = {False: (5,), True: (2, 5, 10)}
 CALLS = {False: 100, True: 500}  # for each dimension
@@ -59,37 +56,30 @@ def program(method: str, problems: Problems, calls: int) -> Callable:
 def measure(method: str, d: int, full: bool, seed: int, tick: Tick) -> list[Row]:
     """Chooses a step size by some instances; a row for each point of the others."""
     calls = CALLS[full] * d
-    pairs = [[(f, i) for f in FUNCTIONS for i in some] for some in (CHOOSING, JUDGING)]
-    problems = Problems(d, pairs[0] + pairs[1])
+    choosing, judging = (
+        [(f, i) for f in FUNCTIONS for i in some] for some in (CHOOSING, JUDGING)
+    )
+    problems = Problems(d, choosing + judging)
     runs = program(method, problems, calls)
     # The same starts for all methods.
     rng, size = np.random.default_rng([seed, d]), (len(problems.pairs), d)
     starts = rng.uniform(-4, 4, size).astype(np.float32)
-    number = len(pairs[0])
+    number = len(choosing)
     which = np.tile(np.arange(number), len(STEP_SIZES))
     left = runs(which, np.repeat(STEP_SIZES, number), starts[which], seed)
     logs = np.log10(left[-1]).reshape(len(STEP_SIZES), number).mean(axis=1)
     step_size = STEP_SIZES[int(logs.argmin())]
     tick(0.5)
-    which, before = number + np.arange(len(pairs[1])), problems.num_calls
+    which, before = number + np.arange(len(judging)), problems.num_calls
     left = runs(which, np.full(len(which), step_size), starts[which], seed + 1)
     made = (problems.num_calls - before) / len(which)
+    names = {"d": d, "method": method, "step_size": step_size, "calls_made": made}
     return [
-        {
-            "d": d,
-            "method": method,
-            "function": f,
-            "instance": i,
-            "noise": noise_of(f),
-            "moderate": f in MODERATE,
-            "step_size": step_size,
-            "share_of_calls": (n + 1) / POINTS,
-            "left": left[n, k],
-            "calls": made,
-            "budget": calls,
-        }
+        names
+        | {"function": f, "instance": i, "noise": noise_of(f)}
+        | {"calls": calls * (n + 1) / POINTS, "left": left[n, k]}
         for n in range(POINTS)
-        for k, (f, i) in enumerate(pairs[1])
+        for k, (f, i) in enumerate(judging)
     ]
 
 
@@ -104,9 +94,8 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
 
 def ends(frame: pd.DataFrame) -> pd.DataFrame:
     """The judged runs at their end, with the logarithm of what is left."""
-    out = frame[frame["share_of_calls"] == 1].copy()
-    out["log"] = np.log10(out["left"])
-    return out
+    last = frame["calls"] == frame.groupby("d")["calls"].transform("max")
+    return frame[last].assign(log=np.log10(frame["left"]))
 
 
 def summary(part: pd.DataFrame) -> pd.DataFrame:
@@ -115,107 +104,46 @@ def summary(part: pd.DataFrame) -> pd.DataFrame:
         index=["d", "function", "instance"], columns="method", values="log", sort=False
     )
     # Functions are what they are: the error is that of other instances and noise.
-    own = logs - logs.groupby(level=["d", "function"]).transform("mean")
-    groups = len(logs.groupby(level=["d", "function"]))
-    free = max(len(logs) - groups, 1)
-    error = np.sqrt((own**2).sum() / free / len(logs))
-    return pd.DataFrame(
-        {
-            "log": logs.mean(),
-            "error": error,
-            "rank": logs.rank(axis=1).mean(),
-            "worse": (logs > 0).mean(),
-        }
-    )
+    functions = logs.groupby(level=["d", "function"])
+    own, free = logs - functions.transform("mean"), max(len(logs) - len(functions), 1)
+    columns = {
+        "log": logs.mean(),
+        "error": np.sqrt((own**2).sum() / free / len(logs)),
+        "mean rank": logs.rank(axis=1).mean(),
+        "got worse": (logs > 0).mean().map("{:.0%}".format),
+    }
+    return pd.DataFrame(columns)
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
+def tables(frame: pd.DataFrame) -> Tables:
     """By dimension, and by kind of noise."""
-    end = ends(frame)
-    first = frame.iloc[0]
-    parts = {f"d = {d}": part for d, part in end.groupby("d")}
-    moderate = end["moderate"].astype(bool)
-    kinds = {"moderate": end[moderate]}
-    kinds |= dict(list(end[~moderate].groupby("noise", sort=False)))
-    out = []
-    for title, some in (("by dimension", parts), ("by noise, severe", kinds)):
-        found = {name: summary(part) for name, part in some.items()}
-        whole = summary(end)
-        rows = [
-            [
-                method,
-                *(
-                    with_error(part.loc[method, "log"], part.loc[method, "error"])
-                    for part in found.values()
-                ),
-                f"{whole.loc[method, 'rank']:.1f}",
-                f"{whole.loc[method, 'worse']:.0%}",
-            ]
-            for method in whole.index
-        ]
-        columns = ["", *found, "mean\nrank", "got\nworse"]
-        heading = f"log10 of the share of f - min f that is left, {title}"
-        out.append(tabulate(heading, columns, rows))
-    sizes = end.groupby(["method", "d"], sort=False)["step_size"].first().unstack()
-    rows = [[method, *map("{:g}".format, row)] for method, row in sizes.iterrows()]
-    columns = ["", *(f"d = {d}" for d in sizes.columns)]
-    out.append(tabulate("Step sizes that were chosen", columns, rows))
-    out[-1].caption = (
-        f"{first['budget'] // first['d']} d calls; {end['function'].nunique()}"
-        f" functions, {end['instance'].nunique()} instances; step sizes of"
-        f" {STEP_SIZES} (evosax: first deviations of ten times these) chosen by others."
-    )
+    end, out = ends(frame), {}
+    for column in ("d", "noise"):
+        shown = summary(end)[["mean rank", "got worse"]]
+        for place, (kind, part) in enumerate(end.groupby(column, sort=False)):
+            found = summary(part)
+            texts = map(with_error, found["log"], found["error"])
+            shown.insert(place, kind, list(texts))
+        out[f"log10 of the share of f - min f that is left, by {column}"] = shown
     return out
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
-    """Our best against evosax's best, by dimension; what SPSA's options bring."""
-    end, out = ends(frame), []
-    for d, part in end.groupby("d"):
-        found = summary(part)
-        ours = found.index.str.startswith(OURS)
-        us, them = (
-            rows.loc[rows["log"].idxmin()] for rows in (found[ours], found[~ours])
-        )
-        gap, error = us["log"] - them["log"], np.hypot(us["error"], them["error"])
-        verdict = "within two standard errors"
-        if abs(gap) > 2 * error:
-            verdict = "ahead" if gap < 0 else "BEHIND"
-        out.append(
-            f"d = {d}: {us.name} leaves 10^{us['log']:.2f}, {them.name}"
-            f" 10^{them['log']:.2f}: {verdict}."
-        )
-    whole = summary(end)["log"]
-    plain = f"{OURS}SPSA"
-    if plain not in whole:
-        return out
-    changes = ", ".join(
-        f"{name.removeprefix(OURS)} {log - whole[plain]:+.2f}"
-        for name, log in whole.items()
-        if name.startswith(OURS) and name != plain
-    )
-    out.append(f"Over plain SPSA's 10^{whole[plain]:.2f}, in decades: {changes}.")
-    return out
+    """What SPSA's options bring."""
+    logs = summary(ends(frame))["log"]
+    if f"{OURS}SPSA" not in logs:
+        return []
+    gains = (logs - logs[f"{OURS}SPSA"]).filter(like=OURS).drop(f"{OURS}SPSA")
+    changes = ", ".join(f"{name} {gain:+.2f}" for name, gain in gains.items())
+    return [f"Over plain SPSA, in decades of what is left: {changes}."]
 
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Mean logarithm against calls, by dimension."""
-    parts = list(frame.assign(log=np.log10(frame["left"])).groupby("d"))
-    out = Figure(figsize=(3 * len(parts) + 2, 3.8), layout="constrained")
-    axes = out.subplots(1, len(parts), squeeze=False, sharey=True)[0]
-    for axis, (d, part) in zip(axes, parts, strict=True):
-        methods = part.groupby("method", sort=False)
-        for colour, (method, rows) in zip(COLOURS, methods, strict=False):
-            curve = rows.groupby("share_of_calls")["log"].mean()
-            style = "-" if method.startswith(OURS) else "--"
-            calls = [0, *(curve.index * rows["budget"].iloc[0])]
-            axis.plot(calls, [0, *curve], style, color=colour, label=method)
-        axis.set(title=f"d = {d}", xlabel="calls of f")
-        axis.grid(alpha=0.25)
-    axes[0].set(ylabel="log10 of f - min f, over that of the start")
-    lines = axes[0].get_legend_handles_labels()
-    out.legend(*lines, loc="outside right center", frameon=False, fontsize=8)
-    return out
+    shown = frame.assign(who=frame["method"].str.split().str[0])
+    shown["log10 of what is left"] = np.log10(frame["left"])
+    columns = {"x": "calls", "y": "log10 of what is left", "hue": "method"}
+    return lines(shown, **columns, style="who", col="d", errorbar=None)
 
 
 # COCO's noise is one stream of the process: nothing may run beside it.

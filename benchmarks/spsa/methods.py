@@ -1,7 +1,5 @@
 """Ours and evosax's on COCO's functions: a run is a scan, its calls are the host's."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,8 +16,6 @@ from zojax.shaping import centred_ranks
 # evosax's: the deviations that they begin with are ten times these.
 STEP_SIZES = (0.03, 0.1, 0.3, 1.0, 3.0)
 MAX_C = 1.0  # a tenth of the domain
-Ask = Callable[..., jax.Array]
-"""value_fn of (x, which, query_key)."""
 
 
 def population_of(dimension: int) -> int:
@@ -42,36 +38,43 @@ Make = Callable[[int, int], Run]
 REPEATS, PAIRS = 8, 8  # to calibrate: 24 calls
 
 
-class _Calibrated(NamedTuple):
-    """What a run of SPSA knows of its objective."""
+class Known(NamedTuple):
+    """What an optimizer is made of."""
 
-    a: jax.Array
+    key: jax.Array
+    step_size: jax.Array
+    a: jax.Array  # Spall's, and the noise of f: where calibrated
     c: jax.Array
     noise: jax.Array
-    key: jax.Array
 
 
-def _spsa(calls: int, build: Callable, averaged: bool = False) -> Make:
-    """SPSA with calibrated gains; build(a_k, c_k, calibrated, d) -> an optimizer."""
+def _ours(
+    build: Callable,
+    calls: Callable[[int], int] = population_of,
+    calibrated: bool = False,
+    averaged: bool = False,
+) -> Make:
+    """build(known, number of steps, dimension) -> an optimizer with so many calls."""
 
     def make(dimension: int, budget: int) -> Run:
-        num_steps = (budget - REPEATS - 2 * PAIRS) // calls
-        stability = num_steps / 10
+        spent = REPEATS + 2 * PAIRS if calibrated else 0
+        num_steps = (budget - spent) // calls(dimension)
 
         def optimizer(known):
-            gains = zojax.spall_gains(known.a, known.c, stability=stability)
-            first = build(*gains, known, dimension)
+            first = build(known, num_steps, dimension)
             return optax.chain(first, zojax.average_iterates(num_steps // 2))
 
         def begin(ask, start, which, step_size, key):
-            f = lambda x, query_key: ask(x, which, query_key)
-            noise = zojax.noise_deviation(f, start, key=key, num_repeats=REPEATS)
-            c = jnp.clip(noise, step_size, MAX_C)
-            gains = zojax.calibrate_spall_gains(
-                f, start, step_size, num_steps, key=key, c=c, num_directions=PAIRS
-            )
-            a = gains.learning_rate(0) * (stability + 1) ** 0.602
-            known = _Calibrated(a, c, noise, jax.random.key_data(key))
+            a = c = noise = jnp.zeros(())
+            if calibrated:
+                f = lambda x, query_key: ask(x, which, query_key)
+                noise = zojax.noise_deviation(f, start, key=key, num_repeats=REPEATS)
+                c = jnp.clip(noise, step_size, MAX_C)
+                gains = zojax.calibrate_spall_gains(
+                    f, start, step_size, num_steps, key=key, c=c, num_directions=PAIRS
+                )
+                a = gains.learning_rate(0) * (num_steps / 10 + 1) ** 0.602
+            known = Known(jax.random.key_data(key), step_size, a, c, noise)
             return start, optimizer(known).init(start), known
 
         def advance(ask, carry, which, key):
@@ -88,47 +91,25 @@ def _spsa(calls: int, build: Callable, averaged: bool = False) -> Make:
     return make
 
 
-def _plain(a_k, c_k, known, d):
-    return zojax.spsa(a_k, c_k, key=known.key)
+def _gains(known, num_steps):
+    return zojax.spall_gains(known.a, known.c, stability=num_steps / 10)
 
 
-def _blocked(a_k, c_k, known, d):
-    return optax.chain(
-        zojax.spsa(a_k, c_k, key=known.key),
-        zojax.block_steps(2 * known.noise, key=known.key),
-    )
+def _spsa(known, num_steps, d):
+    return zojax.spsa(*_gains(known, num_steps), key=known.key)
 
 
-def _second_order(a_k, c_k, known, d):
+def _blocked(known, num_steps, d):
+    block = zojax.block_steps(2 * known.noise, key=known.key)
+    return optax.chain(_spsa(known, num_steps, d), block)
+
+
+def _second_order(known, num_steps, d):
     """No step is longer than SPSA's: the least curvature is 1 / a_0."""
+    a_k, c_k = _gains(known, num_steps)
     least = 1 / jnp.maximum(a_k(0), 1e-30)
     newton = zojax.second_order_spsa(c_k, least, key=known.key, prior_weight=d * d)
     return optax.chain(newton, optax.sgd(lambda count: a_k(count) * least))
-
-
-def _ranks(build: Callable, calls: Callable[[int], int] = population_of) -> Make:
-    """What needs no calibration; build(step size, steps, calls of one, key)."""
-
-    def make(dimension: int, budget: int) -> Run:
-        number = calls(dimension)
-        num_steps = budget // number
-
-        def optimizer(known):
-            return build(known[0], num_steps, number, known[1])
-
-        def begin(ask, start, which, step_size, key):
-            known = step_size, jax.random.key_data(key)
-            return start, optimizer(known).init(start), known
-
-        def advance(ask, carry, which, key):
-            x, state, known = carry
-            opt = optimizer(known)
-            updates, state = opt.update(None, state, x, value_fn=ask, which=which)
-            return optax.apply_updates(x, updates), state, known
-
-        return Run(begin, advance, lambda carry: carry[0], num_steps)
-
-    return make
 
 
 def _spall_decay(num_steps):
@@ -147,19 +128,14 @@ def _geometric_decay(num_steps):
 def _signs(decays: Callable) -> Callable:
     """SPSA that looks at the sign of its difference alone, which two ranks are."""
 
-    def build(step_size, num_steps, number, key):
+    def build(known, num_steps, d):
         steps, widths = decays(num_steps)
-        width = lambda count: 2 * step_size * widths(count)
-        first = zojax.two_point(
-            width,
-            1,
-            key=key,
-            sampler=rademacher(),
-            difference="central",
-            shaping=centred_ranks,
-        )
+        width = lambda count: 2 * known.step_size * widths(count)
+        options = {"sampler": rademacher(), "shaping": centred_ranks}
+        options |= {"key": known.key, "difference": "central"}
+        first = zojax.two_point(width, 1, **options)
         # Ranks differ by 1, so that the estimate is a sign over twice the width.
-        rate = lambda count: 2 * width(count) * step_size * steps(count)
+        rate = lambda count: 2 * width(count) * known.step_size * steps(count)
         return optax.chain(first, optax.sgd(rate))
 
     return build
@@ -168,17 +144,13 @@ def _signs(decays: Callable) -> Callable:
 def _adam(estimator: Callable, **options: Any) -> Callable:
     """Pairs and Adam; step and smoothing decay together."""
 
-    def build(step_size, num_steps, population, key):
+    def build(known, num_steps, d):
         decay, _ = _geometric_decay(num_steps)
-        first = estimator(
-            lambda count: 2 * step_size * decay(count),
-            population // 2,
-            key=key,
-            sampler=gaussian(),
-            shaping=centred_ranks,
-            **options,
-        )
-        return optax.chain(first, optax.adam(lambda n: step_size * decay(n)))
+        step_size = lambda count: known.step_size * decay(count)
+        smoothing = lambda count: 2 * step_size(count)
+        given = {"sampler": gaussian(), "shaping": centred_ranks, "key": known.key}
+        first = estimator(smoothing, population_of(d) // 2, **given, **options)
+        return optax.chain(first, optax.adam(step_size))
 
     return build
 
@@ -214,16 +186,14 @@ def _evosax(kind: Any) -> Make:
 
 OURS = "zojax "
 METHODS: dict[str, Make] = {
-    "zojax SPSA": _spsa(2, _plain),
-    "zojax SPSA, averaged": _spsa(2, _plain, averaged=True),
-    "zojax SPSA, blocked": _spsa(3, _blocked),
-    "zojax 2-SPSA": _spsa(4, _second_order),
-    "zojax signs": _ranks(_signs(_spall_decay), lambda dimension: 2),
-    "zojax signs, geometric": _ranks(_signs(_geometric_decay), lambda dimension: 2),
-    "zojax pairs, ranks, Adam": _ranks(_adam(zojax.two_point, difference="central")),
-    "zojax ZoAR, ranks, Adam": _ranks(
-        _adam(zojax.zoar, symmetric=True, history_size=2)
-    ),
+    "zojax SPSA": _ours(_spsa, lambda d: 2, True),
+    "zojax SPSA, averaged": _ours(_spsa, lambda d: 2, True, True),
+    "zojax SPSA, blocked": _ours(_blocked, lambda d: 3, True),
+    "zojax 2-SPSA": _ours(_second_order, lambda d: 4, True),
+    "zojax signs": _ours(_signs(_spall_decay), lambda d: 2),
+    "zojax signs, geometric": _ours(_signs(_geometric_decay), lambda d: 2),
+    "zojax pairs, ranks, Adam": _ours(_adam(zojax.two_point, difference="central")),
+    "zojax ZoAR, ranks, Adam": _ours(_adam(zojax.zoar, symmetric=True, history_size=2)),
     "evosax SNES": _evosax(SNES),
     "evosax CMA-ES": _evosax(CMA_ES),
 }

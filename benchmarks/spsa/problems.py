@@ -1,7 +1,5 @@
 """COCO's noisy functions: called on the host, judged without their noise."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from typing import Any
@@ -14,35 +12,18 @@ import numpy as np
 FUNCTIONS = tuple(range(101, 131))
 # In threes by noise: f101, f104, ... gaussian, then uniform, then Cauchy.
 NOISES = ("gaussian", "uniform", "Cauchy")
-MODERATE = tuple(range(101, 107))  # the noise of the others is severe
 FAR = 1e6  # points beyond are failures; the functions are made for [-5, 5]
 REPEATS = 9
 
 
 def noise_of(function: int) -> str:
-    """The kind of its noise."""
-    return NOISES[(function - 101) % 3]
+    """The kind of its noise, which is moderate up to f106."""
+    return "moderate" if function <= 106 else f"severe {NOISES[(function - 101) % 3]}"
 
 
 def _sibling(function: int) -> int:
     """The function that differs in its noise alone, which is Cauchy's."""
     return function - (function - 101) % 3 + 2
-
-
-def _open(dimension: int, functions: Any, instances: Any) -> tuple[Any, dict]:
-    """COCO's suite, and its problems by (function, instance); its noise begins anew.
-
-    The problems live as long as the suite.
-    """
-    listed = lambda numbers: ",".join(map(str, sorted(set(numbers))))
-    suite = cocoex.Suite(
-        "bbob-noisy",
-        f"instances: {listed(instances)}",
-        f"dimensions: {dimension} function_indices:"
-        f" {listed(f - 100 for f in functions)}",
-    )
-    problems = [suite.get_problem(i) for i in range(len(suite))]
-    return suite, {(p.id_function, p.id_instance): p for p in problems}
 
 
 def _optimum(problem: Any) -> np.ndarray:
@@ -75,14 +56,19 @@ class Problems:
 
     def __init__(self, dimension: int, pairs: list[tuple[int, int]]):
         self.dimension, self.pairs, self.num_calls = dimension, pairs, 0
-        functions, instances = zip(*pairs, strict=True)
-        needed = [*functions, *map(_sibling, functions)]
-        self.suite, opened = _open(dimension, needed, instances)
+        listed = lambda numbers: ",".join(map(str, sorted(numbers)))
+        functions = {g - 100 for f, _ in pairs for g in (f, _sibling(f))}
+        # The problems live as long as their suite, whose noise begins anew.
+        self.suite = cocoex.Suite(
+            "bbob-noisy",
+            f"instances: {listed({i for _, i in pairs})}",
+            f"dimensions: {dimension} function_indices: {listed(functions)}",
+        )
+        every = [self.suite.get_problem(i) for i in range(len(self.suite))]
+        opened = {(p.id_function, p.id_instance): p for p in every}
         self.problems = [opened[pair] for pair in pairs]
         self.siblings = [opened[_sibling(f), i] for f, i in pairs]
-        ends = [_optimum(sibling) for sibling in self.siblings]
-        each = zip(self.siblings, ends, strict=True)
-        self.lowest = np.array([_without_noise(p, x) for p, x in each])
+        self.lowest = np.array([_without_noise(p, _optimum(p)) for p in self.siblings])
 
     def _call(self, which: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Values [...] of points [..., d] of the problems which [...].

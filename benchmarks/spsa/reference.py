@@ -1,7 +1,5 @@
 """Ours and noisyopt's SPSA at the same gains: the same errors at the end?"""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,61 +10,49 @@ import noisyopt
 import numpy as np
 import optax
 import pandas as pd
+import seaborn
 from matplotlib.figure import Figure
-from rich.table import Table
 
 import zojax
-from benchmarks.study import COLOURS, Cell, Row, Study, Tick, tabulate, with_error
+from benchmarks.study import Cell, Row, Study, Tables, Tick, mean_error
 
 
 class Problem(NamedTuple):
     """A function with additive noise, and Spall's gains for it."""
 
     f: Callable[[np.ndarray], np.ndarray]  # x[..., d] -> f[...]
-    start: np.ndarray
+    dimension: int
     noise: float
     a: float
     c: float
 
 
-D = 10
-SCALES = np.linspace(1, 10, D)
+def rosenbrock(x: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    left, right = x[..., :-1], x[..., 1:]
+    return (100 * (right - left**2) ** 2 + (1 - left) ** 2).sum(-1)
+
+
+SCALES = np.linspace(1, 10, 10)
 PROBLEMS = {
     "quadratic": Problem(
-        lambda x: (SCALES * (x - 1) ** 2).sum(-1) / 2, np.zeros(D), 0.5, 0.1, 0.3
+        lambda x: (SCALES * (x - 1) ** 2).sum(-1) / 2, 10, 0.5, 0.1, 0.3
     ),
-    "absolute": Problem(
-        lambda x: np.abs(x - 1).sum(-1), np.zeros(D), 0.1, 0.1, 0.1
-    ),
-    "Rosenbrock": Problem(
-        lambda x: (
-            100 * (x[..., 1:] - x[..., :-1] ** 2) ** 2 + (1 - x[..., :-1]) ** 2
-        ).sum(-1),
-        np.zeros(4),
-        0.1,
-        0.005,
-        0.05,
-    ),
-}  # fmt: skip
+    "absolute": Problem(lambda x: np.abs(x - 1).sum(-1), 10, 0.1, 0.1, 0.1),
+    "Rosenbrock": Problem(rosenbrock, 4, 0.1, 0.005, 0.05),
+}
 QUICK, FULL = (100, 200), (500, 1000)  # (runs of each, steps)
 
 
-def theirs(problem: Problem, runs: int, steps: int, seed: int) -> np.ndarray:
-    """f without noise at the ends of noisyopt's runs."""
+def theirs(problem: Problem, runs: int, steps: int, seed: int) -> list[float]:
+    """f without noise at the ends of noisyopt's runs, from 0."""
     np.random.seed(seed)  # noqa: NPY002 (noisyopt draws from it)
-    rng, found = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
     noisy = lambda x: problem.f(x) + problem.noise * rng.standard_normal()
-    for _ in range(runs):
-        end = noisyopt.minimizeSPSA(
-            noisy,
-            problem.start.copy(),  # changed in place
-            niter=steps,
-            paired=False,
-            a=problem.a,
-            c=problem.c,
-        )
-        found.append(problem.f(end.x))
-    return np.array(found)
+    gains = {"a": problem.a, "c": problem.c, "niter": steps, "paired": False}
+    minimize = noisyopt.minimizeSPSA
+    starts = np.zeros((runs, problem.dimension))  # changed in place
+    return [problem.f(minimize(noisy, start, **gains).x) for start in starts]
 
 
 def ours(problem: Problem, runs: int, steps: int, seed: int) -> np.ndarray:
@@ -75,96 +61,66 @@ def ours(problem: Problem, runs: int, steps: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
         keys = jax.random.key_data(jax.random.split(jax.random.key(seed), runs))
-        ask = jax.jit(
-            jax.vmap(lambda key, state, x: zojax.spsa(*gains, key=key).ask(state, x))
-        )
+        opt = zojax.spsa(*gains, key=0)  # the keys of the runs are in their states
+        ask = jax.jit(jax.vmap(opt.ask))
 
         @jax.jit
         @jax.vmap
-        def tell(key, state, x, values):
-            opt = zojax.spsa(*gains, key=key)
+        def tell(state, x, values):
             updates, state = opt.update(None, state, x, values=values)
             return optax.apply_updates(x, updates), state
 
-        x = jnp.tile(problem.start, (runs, 1))
+        x = jnp.zeros((runs, problem.dimension))
         state = jax.vmap(lambda key, x: zojax.spsa(*gains, key=key).init(x))(keys, x)
         for _ in range(steps):
-            y = problem.f(np.asarray(ask(keys, state, x)))
+            y = problem.f(np.asarray(ask(state, x)))
             y = y + problem.noise * rng.standard_normal(y.shape)
-            x, state = tell(keys, state, x, y)
+            x, state = tell(state, x, y)
         return problem.f(np.asarray(x))
 
 
 def measure(name: str, runs: int, steps: int, seed: int, tick: Tick) -> list[Row]:
     """A row for each run of either."""
     rows = []
-    for i, run in enumerate((ours, theirs)):
-        found = run(PROBLEMS[name], runs, steps, seed)
-        rows += [
-            {"problem": name, "who": run.__name__, "run": k, "end": y, "steps": steps}
-            for k, y in enumerate(found)
-        ]
-        tick((i + 1) / 2)
+    for done, run in enumerate((ours, theirs), 1):
+        names = {"problem": name, "who": run.__name__, "steps": steps}
+        rows += [names | {"end": y} for y in run(PROBLEMS[name], runs, steps, seed)]
+        tick(done / 2)
     return rows
 
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
     """A cell for each problem."""
-    runs, steps = FULL if full else QUICK
-    return {
-        name: functools.partial(measure, name, runs, steps, seed) for name in PROBLEMS
-    }
+    size = FULL if full else QUICK
+    return {name: functools.partial(measure, name, *size, seed) for name in PROBLEMS}
 
 
-def compared(frame: pd.DataFrame) -> pd.DataFrame:
-    """Means with standard errors, and their difference in units of its own."""
+def distances(frame: pd.DataFrame) -> pd.Series:
+    """Between the means, in standard errors of the difference."""
     ends = frame.groupby(["problem", "who"], sort=False)["end"]
     mean, error = ends.mean().unstack(), ends.sem().unstack()
-    out = pd.DataFrame({"ours": mean["ours"], "theirs": mean["theirs"]})
-    out["ours_error"], out["theirs_error"] = error["ours"], error["theirs"]
-    both = np.hypot(out["ours_error"], out["theirs_error"])
-    out["z"] = (out["ours"] - out["theirs"]) / both
-    return out.reset_index()
+    return (mean["ours"] - mean["theirs"]) / np.hypot(error["ours"], error["theirs"])
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
+def tables(frame: pd.DataFrame) -> Tables:
     """One row a problem."""
-    rows = [
-        [
-            row.problem,
-            with_error(row.ours, row.ours_error),
-            with_error(row.theirs, row.theirs_error),
-            f"{row.z:+.1f}",
-        ]
-        for row in compared(frame).itertuples()
-    ]
-    runs, steps = frame["run"].max() + 1, frame["steps"].iloc[0]
-    title = f"f without noise after {steps} steps of SPSA, mean of {runs} runs"
-    columns = ["", "zojax.spsa", "noisyopt", "difference,\nstandard errors"]
-    return [tabulate(title, columns, rows)]
+    ends = frame.groupby(["problem", "who"], sort=False)["end"]
+    found = ends.agg(mean_error).unstack().assign(errors_apart=distances(frame))
+    return {f"f without noise after {frame['steps'].iloc[0]} steps of SPSA": found}
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
     """Whether they agree."""
-    worst = compared(frame)["z"].abs().max()
+    worst = distances(frame).abs().max()
     verdict = "agree" if worst < 3 else "DIFFER"
     return [f"Ours and noisyopt's {verdict}: {worst:.1f} standard errors at most."]
 
 
 def figure(frame: pd.DataFrame) -> Figure:
     """The distributions of the ends."""
-    problems = list(frame.groupby("problem", sort=False))
-    out = Figure(figsize=(3.6 * len(problems), 3), layout="constrained")
-    axes = out.subplots(1, len(problems), squeeze=False)[0]
-    for axis, (name, part) in zip(axes, problems, strict=True):
-        for colour, (who, rows) in zip(COLOURS, part.groupby("who"), strict=False):
-            ends = np.sort(rows["end"])
-            share = np.arange(1, len(ends) + 1) / len(ends)
-            axis.plot(ends, share, color=colour, label=who)
-        axis.set(title=name, xlabel="f at the end", xscale="log")
-    axes[0].set(ylabel="share of runs")
-    axes[0].legend(frameon=False)
-    return out
+    options = {"hue": "who", "col": "problem", "kind": "ecdf", "log_scale": True}
+    shared = {"facet_kws": {"sharex": False}}
+    return seaborn.displot(frame, x="end", **options, **shared).figure
 
 
 # noisyopt draws from numpy's one stream: nothing may run beside it.

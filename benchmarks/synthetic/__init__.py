@@ -3,8 +3,8 @@
 from benchmarks import studies
 
 STUDIES = (
-    *("variance", "split", "dense", "guide", "convergence", "reproduction"),
-    *("equivalence", "shifting", "noise", "projection"),
+    *("variance", "sparsity", "convergence", "reproduction"),
+    *("equivalence", "reuse", "projection"),
 )
 ON_DEMAND = {"rival": "times a PyTorch loop and needs PyTorch"}
 command = studies.command(__name__, STUDIES, ON_DEMAND)

@@ -1,8 +1,8 @@
 """Error of one estimate: every direction sampler against its closed form.
 
 The objective is random and the estimate is made once; errors are squared distances to
-the exact gradient, over |gradient|^2. tau-MSE, the quantity of arXiv 2510.19975, counts
-only entries of at least tau. Everything is float64 with mu = 1e-8, as in the paper.
+the exact gradient, over |gradient|^2, on all entries and, as in arXiv 2510.19975, on
+those of at least tau. Everything is float64 with mu = 1e-8, as in the paper.
 """
 
 import functools
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pandas as pd
 
 import zojax
 from benchmarks.functions import product
+from benchmarks.study import Row
 from zojax import perturbations
 
 SMOOTHING = 1e-8
@@ -33,7 +33,7 @@ class Problem(NamedTuple):
 
     draw: Callable[[jax.Array], tuple[jax.Array, Any]]  # key -> (x f[d], data)
     f: Callable[[jax.Array, Any], jax.Array]
-    tau: float  # smallest |gradient entry| that tau-MSE counts
+    tau: float  # smallest |gradient entry| that is large
 
 
 def _draw_product(key: jax.Array) -> tuple[jax.Array, None]:
@@ -67,44 +67,48 @@ class Method(NamedTuple):
     for each size.
     """
 
-    label: str
     # The exact gradient (which only a study can know) -> sampler.
     rows: Callable[[jax.Array], Any] | None = None
     # (K, key) -> estimator.
     build: Callable[[int, jax.Array], optax.GradientTransformationExtraArgs] | None = (
         None
     )
+    theory: Errors | None = None
+    theory_of_sum: bool = False  # the closed form is that of all entries together
     leave_one_out: bool = False  # weights of the rows, in place of f(theta)
     extra_queries: int = 1  # beside one for each direction
-    entrywise: Errors | None = None
-    # Expected error over |gradient|^2 of all entries together: (d, K) -> number.
-    total: Callable[[int, int], float] | None = None
     accepts: Callable[[int], bool] = lambda num_directions: num_directions >= 1
 
 
-def isotropic(sampler) -> Callable[[jax.Array], Any]:
-    """Rows that do not look at the gradient."""
-    return lambda gradient: sampler
-
-
-def exactly_aligned(base, fixed_length: bool = False) -> Callable[[jax.Array], Any]:
-    """Rows aligned with the gradient itself."""
-    return lambda gradient: perturbations.aligned(
-        gradient, base, fixed_length=fixed_length
-    )
-
-
-def two_stage(combine: str, split: float = 0.5):
+def two_stage(combine: str, split: float = 0.5) -> Method:
     """Algorithm 2 of arXiv 2510.19975."""
-    return lambda num_directions, key: zojax.dap(
-        SMOOTHING, num_directions, key=key, split=split, combine=combine
-    )
+
+    def build(num_directions, key):
+        return zojax.dap(
+            SMOOTHING, num_directions, key=key, split=split, combine=combine
+        )
+
+    return Method(build=build, accepts=lambda k: k >= 2)
 
 
-def _design(sampler, difference: str):
-    return lambda num_directions, key: zojax.two_point(
-        SMOOTHING, num_directions, key=key, sampler=sampler, difference=difference
-    )
+def _plain(sampler, theory: Errors, **options) -> Method:
+    return Method(lambda gradient: sampler, theory=theory, **options)
+
+
+def _aligned(base, fixed_length: bool = False) -> Method:
+    def rows(gradient):
+        return perturbations.aligned(gradient, base, fixed_length=fixed_length)
+
+    return Method(rows, theory=_projection_errors)
+
+
+def _design(sampler, difference: str, theory: Errors, **options) -> Method:
+    def build(num_directions, key):
+        return zojax.two_point(
+            SMOOTHING, num_directions, key=key, sampler=sampler, difference=difference
+        )
+
+    return Method(build=build, theory=theory, **options)
 
 
 def _sum(squares):
@@ -135,9 +139,10 @@ def _leave_one_out_errors(squares, k):
     return _projection_errors(squares, k) + pairs
 
 
-def _orthogonal_total(d, k):
-    """Whole blocks of d rows are exact; the error of r rows more is d / r - 1."""
-    return (k % d) * (d - k % d) / k**2
+def _orthogonal_errors(squares, k):
+    """Whole blocks of d rows are exact; the sum of r rows more is (d / r - 1) |g|^2."""
+    d = squares.shape[-1]
+    return squares * (k % d) * (d - k % d) / k**2
 
 
 def _simplex_errors(squares, n):
@@ -146,58 +151,36 @@ def _simplex_errors(squares, n):
     return squares @ (code[:, None] == code) - squares
 
 
-def _power_of_two(number: int) -> bool:
-    return number >= 2 and number & (number - 1) == 0
-
-
-def _independent(label: str, sampler, entrywise: Errors) -> Method:
-    return Method(label, isotropic(sampler), entrywise=entrywise)
-
-
-def _aligned(label: str, base, fixed_length: bool = False) -> Method:
-    rows = exactly_aligned(base, fixed_length)
-    return Method(f"exact DAP, {label}", rows, entrywise=_projection_errors)
-
-
-def _two_stage(label: str, combine: str) -> Method:
-    build = two_stage(combine)
-    return Method(f"two-stage DAP, {label}", build=build, accepts=lambda k: k >= 2)
-
-
 _gaussian, _sphere = perturbations.gaussian(), perturbations.sphere()
-_rademacher, _coordinate = perturbations.rademacher(), perturbations.coordinate()
-
+_signs, _coordinate = perturbations.rademacher(), perturbations.coordinate()
 METHODS = {
-    "gaussian": _independent("gaussian", _gaussian, _gaussian_errors),
-    "sphere": _independent("sphere", _sphere, _sphere_errors),
-    "rademacher": _independent("Rademacher", _rademacher, _projection_errors),
-    "coordinate": _independent("coordinate", _coordinate, _coordinate_errors),
-    "rademacher-loo": Method(
-        "Rademacher, leave-one-out",
-        isotropic(_rademacher),
+    "gaussian": _plain(_gaussian, _gaussian_errors),
+    "sphere": _plain(_sphere, _sphere_errors),
+    "Rademacher": _plain(_signs, _projection_errors),
+    "coordinate": _plain(_coordinate, _coordinate_errors),
+    "Rademacher, leave-one-out": _plain(
+        _signs,
+        _leave_one_out_errors,
         leave_one_out=True,
         extra_queries=0,
-        entrywise=_leave_one_out_errors,
         accepts=lambda k: k >= 2,
     ),
-    "dap-gaussian": _aligned("gaussian", _gaussian),
-    "dap-sphere": _aligned("sphere", _sphere),
-    "dap-rademacher": _aligned("Rademacher", _rademacher),
-    "dap-coordinate": _aligned("coordinate", _coordinate),
-    "dap-hybrid": _aligned("fixed length", _gaussian, fixed_length=True),
-    "dap-refined": _two_stage("refined", "refined"),
-    "dap-average": _two_stage("averaged", "average"),
-    "orthogonal": Method(
-        "orthogonal",
-        build=_design(perturbations.orthogonal(), "forward"),
-        total=_orthogonal_total,
+    "exact DAP, gaussian": _aligned(_gaussian),
+    "exact DAP, sphere": _aligned(_sphere),
+    "exact DAP, Rademacher": _aligned(_signs),
+    "exact DAP, coordinate": _aligned(_coordinate),
+    "exact DAP, fixed length": _aligned(_gaussian, fixed_length=True),
+    "two-stage DAP, refined": two_stage("refined"),
+    "two-stage DAP, averaged": two_stage("average"),
+    "orthogonal": _design(
+        perturbations.orthogonal(), "forward", _orthogonal_errors, theory_of_sum=True
     ),
-    "simplex": Method(
-        "simplex",
-        build=_design(perturbations.simplex(), "mean"),
+    "simplex": _design(
+        perturbations.simplex(),
+        "mean",
+        _simplex_errors,
         extra_queries=0,
-        entrywise=_simplex_errors,
-        accepts=_power_of_two,
+        accepts=lambda n: n >= 2 and n & (n - 1) == 0,  # powers of two
     ),
 }
 
@@ -239,16 +222,14 @@ def estimates(
 ) -> dict[int, np.ndarray]:
     """Estimates f[trials, d] of each trial's gradient, by number of directions."""
     programs = [tuple(sizes)] if method.rows else [(size,) for size in sizes]
-    by_size = {}
+    found = {}
     with jax.enable_x64(True):
         keys = jax.random.split(key, len(trials.x))
         for program in programs:
             run = _program(problem.f, method, program)
-            chunks = [slice(i, i + CHUNK) for i in range(0, len(keys), CHUNK)]
-            take = lambda part: jax.tree.map(lambda x: x[part], (keys, trials))
-            found = np.concatenate([run(*take(part)) for part in chunks])
-            by_size |= {size: found[:, i] for i, size in enumerate(program)}
-    return by_size
+            by_size = np.moveaxis(np.asarray(run(keys, trials)), 1, 0)
+            found |= zip(program, by_size, strict=True)
+    return found
 
 
 @functools.cache
@@ -277,12 +258,12 @@ def _program(f: Callable, method: Method, sizes: tuple[int, ...]):
             weights.append(jnp.pad(first, (0, most - size)))
         return zojax.combine(jnp.stack(weights), trial.x, V)
 
-    return _jit(jax.vmap(of_rows if method.rows else built))
+    one = of_rows if method.rows else built
+    chunks = functools.partial(jax.lax.map, batch_size=CHUNK)
+    return _jit(lambda keys, trials: chunks(lambda pair: one(*pair), (keys, trials)))
 
 
 # -- statistics ------------------------------------------------------------------------
-
-MEASURES = ("tau_mse", "tau_error", "error", "cosine")
 
 
 def errors(
@@ -292,45 +273,34 @@ def errors(
     method: Method,
     num_directions: int,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By measure: (values, their closed form or nan), each f[trials].
+    """(squared errors over |gradient|^2, their closed form or nan), each f[trials].
 
-    tau_mse    mean squared error over entries of at least tau, as in the paper
-    tau_error  sum of squared errors over those entries, over |gradient|^2
-    error      sum of squared errors over all entries, over |gradient|^2
-    cosine     of estimate and gradient
-
-    Trials without an entry of at least tau are nan in the first two.
+    "error" sums over all entries, "tau_error" over those of at least tau; trials that
+    have none are left out of it.
     """
-    squares, errors = gradient**2, (estimate - gradient) ** 2
-    length, large = squares.sum(axis=-1), np.abs(gradient) >= tau
-    count = np.where(large.any(axis=-1), large.sum(axis=-1), np.nan)
-    over_large = lambda a: np.where(count > 0, (a * large).sum(axis=-1), np.nan)
-    unknown = np.full(len(gradient), np.nan)
-    tau_theory = theory = unknown
-    if method.entrywise is not None:
-        expected = method.entrywise(squares, num_directions)
-        tau_theory = over_large(expected) / length
-        theory = expected.sum(axis=-1) / length
-    if method.total is not None:
-        theory = np.full_like(unknown, method.total(gradient.shape[-1], num_directions))
-    norms = np.linalg.norm(estimate, axis=-1) * np.sqrt(length)
-    inner = (estimate * gradient).sum(axis=-1)
-    return {
-        "tau_mse": (over_large(errors) / count, unknown),
-        "tau_error": (over_large(errors) / length, tau_theory),
-        "error": (errors.sum(axis=-1) / length, theory),
-        "cosine": (inner / np.maximum(norms, np.finfo(float).tiny), unknown),
-    }
+    squares, large = gradient**2, np.abs(gradient) >= tau
+    theory = np.full_like(squares, np.nan)
+    if method.theory is not None:
+        theory = method.theory(squares, num_directions)
+    length = squares.sum(axis=-1)
+    found, expected = (estimate - gradient) ** 2, theory
+    all_entries = [a.sum(axis=-1) / length for a in (found, expected)]
+    if method.theory_of_sum:
+        expected = np.full_like(squares, np.nan)
+    some = large.any(axis=-1)
+    over_large = [
+        np.where(large, a, 0).sum(axis=-1)[some] / length[some]
+        for a in (found, expected)
+    ]
+    return {"tau_error": tuple(over_large), "error": tuple(all_entries)}
 
 
 def summary(values: np.ndarray, theory: np.ndarray) -> dict[str, float]:
-    """Median, mean, standard error, theory and z.
+    """Mean, standard error, theory and z.
 
     z is the distance of the mean from its closed form in standard errors, beyond
     TOLERANCE; 0 where the two agree to that, nan where there is no closed form.
     """
-    kept = ~np.isnan(values)
-    values, theory = values[kept], theory[kept]
     # Trial by trial, since the objective of each has a theory of its own.
     gap = values - theory
     z = np.nan if np.isnan(gap).any() else 0.0
@@ -338,7 +308,6 @@ def summary(values: np.ndarray, theory: np.ndarray) -> dict[str, float]:
     if beyond > 0:
         z = beyond / (gap.std(ddof=1) / np.sqrt(len(gap)))
     return {
-        "median": np.median(values),
         "mean": values.mean(),
         "standard_error": values.std(ddof=1) / np.sqrt(len(values)),
         "theory": theory.mean(),
@@ -348,7 +317,7 @@ def summary(values: np.ndarray, theory: np.ndarray) -> dict[str, float]:
 
 def measure(
     problem: Problem, method: Method, sizes: Sequence[int], key: jax.Array
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Rows of one estimator, one for each number of directions and measure.
 
     Among hundreds of closed forms a few lie beyond 3 standard errors by chance. Such a
@@ -360,39 +329,22 @@ def measure(
         problem_key, noise_key = jax.random.split(key)
         trials = draw_trials(problem, problem_key, num_trials)
         gradient = np.asarray(trials.gradient)
-        found = {}
-        for size, estimate in estimates(
-            problem, method, sizes, trials, noise_key
-        ).items():
-            by_measure = errors(estimate, gradient, problem.tau, method, size)
-            found[size] = {name: summary(*pair) for name, pair in by_measure.items()}
-        return found
-
-    counts = dict.fromkeys(sizes, TRIALS)
-    found = run(key, sizes, TRIALS)
-    for size in sizes:
-        if any(stats["z"] > 3 for stats in found[size].values()):
-            counts[size] = 10 * TRIALS
-            found |= run(jax.random.fold_in(key, size), [size], counts[size])
-    return [
-        {
-            "num_directions": size,
-            "queries": size + method.extra_queries,
-            "trials": counts[size],
-            "measure": name,
-            **stats,
+        return {
+            (size, name): {"trials": num_trials} | summary(*pair)
+            for size, estimate in estimates(
+                problem, method, sizes, trials, noise_key
+            ).items()
+            for name, pair in errors(
+                estimate, gradient, problem.tau, method, size
+            ).items()
         }
-        for size in sizes
-        for name, stats in found[size].items()
-    ]
 
-
-def relative(frame: pd.DataFrame, by: list[str], group: list[str]) -> pd.DataFrame:
-    """Rows of errors with `ratio`: the mean error over the sphere's of the group."""
-    frame = frame[frame["measure"].isin(("error", "tau_error"))]
-    keys = [*group, "measure"]
-    sphere = frame[frame["method"] == "sphere"][[*keys, "mean"]]
-    found = frame.merge(sphere, on=keys, suffixes=("", "_sphere"))
-    return found.assign(ratio=found["mean"] / found["mean_sphere"])[
-        [*by, *keys, "mean", "standard_error", "theory", "ratio"]
+    found = run(key, sizes, TRIALS)
+    for size in {size for (size, _), stats in found.items() if stats["z"] > 3}:
+        found |= run(jax.random.fold_in(key, size), [size], 10 * TRIALS)
+    return [
+        {"num_directions": size, "queries": size + method.extra_queries}
+        | {"measure": name}
+        | stats
+        for (size, name), stats in found.items()
     ]

@@ -16,11 +16,25 @@ from zojax.perturbations import rademacher
 NUM_DIRECTIONS, SMOOTHING = 10, 0.05
 PAPER_STEP = 1e-3
 STEPS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-NUM_POINTS = 50  # of a curve, beside the start
 
 
-Decay = Callable[[jax.Array], jax.Array]
-"""Share of the budget that is spent -> factor of the step size."""
+class Size(NamedTuple):
+    """Of a run: d, steps (a multiple of points), points of a curve beside the start."""
+
+    dimension: int
+    iterations: int
+    points: int = 50
+
+
+class Method(NamedTuple):
+    """An estimator, and R-AdaZO's settings."""
+
+    build: Callable[[jax.Array], optax.GradientTransformationExtraArgs]  # from a key
+    queries: int = NUM_DIRECTIONS  # a step; an exact gradient is counted like others
+    # Share of the budget that is spent -> factor of the step size.
+    decay: Callable[[jax.Array], jax.Array] = jnp.ones_like
+    betas: tuple[float, float] = (0.9, 0.99)
+    budget: float = 1.0  # share of the run's steps; after it nothing moves
 
 
 def cosine(t: jax.Array) -> jax.Array:
@@ -28,25 +42,18 @@ def cosine(t: jax.Array) -> jax.Array:
     return (1 + jnp.cos(jnp.pi * t)) / 2
 
 
-class Method(NamedTuple):
-    """An estimator, and R-AdaZO's settings."""
-
-    label: str
-    build: Callable[[jax.Array], optax.GradientTransformationExtraArgs]  # from a key
-    queries: int  # a step
-    decay: Decay = jnp.ones_like
-    betas: tuple[float, float] = (0.9, 0.99)
-    budget: float = 1.0  # share of the run's steps; after it nothing moves
-
-
-def exact_gradient() -> optax.GradientTransformationExtraArgs:
+def exact_gradient(key: jax.Array) -> optax.GradientTransformationExtraArgs:
     """Autodiff in the place of an estimator: the floor."""
 
-    def update(updates, state, params, *, value_fn, **extra_args):
-        del updates, extra_args
+    def update(updates, state, params, *, value_fn):
         return jax.grad(value_fn)(params), state
 
     return optax.GradientTransformationExtraArgs(lambda params: (), update)
+
+
+def vanilla(key: jax.Array) -> optax.GradientTransformationExtraArgs:
+    """Forward differences."""
+    return zojax.two_point(SMOOTHING, NUM_DIRECTIONS, key=key)
 
 
 def _zoar(history_size, sampler=None, num_directions=NUM_DIRECTIONS):
@@ -55,50 +62,28 @@ def _zoar(history_size, sampler=None, num_directions=NUM_DIRECTIONS):
     )
 
 
-def _vanilla(key):
-    return zojax.two_point(SMOOTHING, NUM_DIRECTIONS, key=key)
-
-
-def _exact(key):
-    return exact_gradient()
-
-
-_mean_rademacher = _zoar(0, rademacher())
-
-
-def _fast(label, budget):
+def _fast(budget):
+    """For short budgets: twice the directions, no momentum."""
     num_directions = 2 * NUM_DIRECTIONS
     estimator = _zoar(0, rademacher(), num_directions)
-    return Method(
-        label,
-        estimator,
-        num_directions,
-        lambda t: jnp.exp(-2.2 * t),
-        (0.0, 0.95),
-        budget,
-    )
+    decay = lambda t: jnp.exp(-2.2 * t)
+    return Method(estimator, num_directions, decay, (0.0, 0.95), budget)
 
 
+_mean_signs = _zoar(0, rademacher())
 METHODS = {
-    "vanilla": Method("vanilla", _vanilla, NUM_DIRECTIONS + 1),
-    "mean": Method("mean baseline", _zoar(0), NUM_DIRECTIONS),
-    "zoar-1": Method("ZoAR N = 1", _zoar(1), NUM_DIRECTIONS),
-    "zoar-5": Method("ZoAR N = 5", _zoar(5), NUM_DIRECTIONS),
-    "zoar-6": Method("ZoAR N = 6", _zoar(6), NUM_DIRECTIONS),
-    "zoar-20": Method("ZoAR N = 20", _zoar(20), NUM_DIRECTIONS),
-    "zoar-5-cosine": Method("ZoAR N = 5, cosine", _zoar(5), NUM_DIRECTIONS, cosine),
-    # The recommended preset is the mean baseline, Rademacher, cosine decay.
-    "mean-rademacher": Method("mean, Rademacher", _mean_rademacher, NUM_DIRECTIONS),
-    "recommended": Method("recommended", _mean_rademacher, NUM_DIRECTIONS, cosine),
-    "recommended-half": Method(
-        "recommended, half", _mean_rademacher, NUM_DIRECTIONS, cosine, budget=0.5
-    ),
-    # For short budgets, half and 30% of the calls: K = 20, no momentum.
-    "fast-half": _fast("fast preset, half", 0.25),
-    "fast-30": _fast("fast preset, 30%", 0.15),
-    # A gradient is counted as a step of the others.
-    "exact": Method("exact gradient", _exact, NUM_DIRECTIONS),
-    "exact-cosine": Method("exact, cosine", _exact, NUM_DIRECTIONS, cosine),
+    "vanilla": Method(vanilla, NUM_DIRECTIONS + 1),
+    "mean baseline": Method(_zoar(0)),
+    "ZoAR N = 5": Method(_zoar(5)),
+    "ZoAR N = 20": Method(_zoar(20)),
+    "ZoAR N = 5, cosine": Method(_zoar(5), decay=cosine),
+    "mean, Rademacher": Method(_mean_signs),
+    "recommended": Method(_mean_signs, decay=cosine),
+    "recommended, half": Method(_mean_signs, decay=cosine, budget=0.5),
+    "fast preset, half": _fast(0.25),  # of the steps, which are half of the calls
+    "fast preset, 30%": _fast(0.15),
+    "exact gradient": Method(exact_gradient),
+    "exact, cosine": Method(exact_gradient, decay=cosine),
 }
 
 
@@ -119,30 +104,18 @@ def optimizer(
 def curves(
     f: Callable[[jax.Array], jax.Array],
     method: Method,
-    *,
-    dimension: int,
-    iterations: int,
+    size: Size,
     seeds: Sequence[int],
-    step_sizes: Sequence[float] = STEPS,
-    num_points: int | None = None,
-    tick: Tick = lambda share: None,
+    step_sizes: Sequence[float],
+    names: Row,
+    tick: Tick,
 ) -> list[Row]:
     """Runs a method from every seed with every step size, all in one program.
 
-    Args:
-      f: f[d] -> f[].
-      method: one of METHODS.
-      dimension: d.
-      iterations: a multiple of num_points.
-      seeds: each gives theta_0 ~ N(0, I) and the noise.
-      step_sizes: of R-AdaZO; where the method decays it, the first one.
-      num_points: of a curve, beside the start; NUM_POINTS by default.
-      tick: is called with the share that is done, and may raise to stop.
-
-    Returns:
-      Rows of step_size, seed, iteration (0 first) and loss, f(theta) there.
+    Each seed gives theta_0 ~ N(0, I) and the noise. Rows of the names, step_size, seed,
+    iteration (0 first) and loss, f(theta) there.
     """
-    num_points = num_points or NUM_POINTS
+    dimension, iterations, points = size
 
     def begin(seed, step_size):
         start_key, noise_key = jax.random.split(jax.random.key(seed))
@@ -157,7 +130,7 @@ def curves(
             updates, state = opt.update(None, state, x, value_fn=f)
             return (optax.apply_updates(x, updates), state), None
 
-        carry, _ = jax.lax.scan(step, carry, length=iterations // num_points)
+        carry, _ = jax.lax.scan(step, carry, length=iterations // points)
         return carry, f(carry[0])
 
     # The step sizes of a seed share its key and count, so that vmap draws noise once.
@@ -168,46 +141,13 @@ def curves(
     rates = jnp.asarray(step_sizes)
     carry = jax.jit(begin)(jnp.asarray(seeds), rates)
     losses = [jax.vmap(jax.vmap(f))(carry[0])]
-    for point in range(num_points):
+    for point in range(points):
         carry, loss = block(carry, rates)
         losses.append(jax.block_until_ready(loss))
-        tick((point + 1) / num_points)
+        tick((point + 1) / points)
     return [
-        {
-            "step_size": step_sizes[j],
-            "seed": seeds[i],
-            "iteration": point * (iterations // num_points),
-            "loss": float(loss),
-        }
+        names
+        | {"step_size": step_sizes[j], "seed": seeds[i]}
+        | {"iteration": point * (iterations // points), "loss": float(loss)}
         for (point, i, j), loss in np.ndenumerate(np.stack(losses))
     ]
-
-
-def sweep(
-    one: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    values: Sequence[float],
-    step_sizes: Sequence[float],
-    seeds: Sequence[int],
-    tick: Tick = lambda share: None,
-) -> list[Row]:
-    """Rows of seed, value, step_size and loss, one(seed, value, step size).
-
-    A program of all values and step sizes, which share their seed's noise, is called
-    for each seed.
-    """
-    inner = jax.vmap(one, (None, None, 0))
-    program = jax.jit(jax.vmap(inner, (None, 0, None)))
-    rows = []
-    for done, seed in enumerate(seeds, 1):
-        found = program(seed, jnp.asarray(values), jnp.asarray(step_sizes))
-        rows += [
-            {
-                "seed": seed,
-                "value": values[i],
-                "step_size": step_sizes[j],
-                "loss": float(loss),
-            }
-            for (i, j), loss in np.ndenumerate(np.asarray(found))
-        ]
-        tick(done / len(seeds))
-    return rows
