@@ -45,6 +45,7 @@ def begin(
       resume: whether to keep them.
     """
     path = folder / "settings.json"
+    settings = json.loads(json.dumps(settings))  # a tuple comes back as a list
     if not (resume and path.exists()):
         # Settings first: that also shows whether the folder can be written.
         save(path, json.dumps(settings, indent=2))

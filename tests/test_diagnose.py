@@ -87,9 +87,10 @@ def test_against_the_points_that_were_asked():
     found = zojax.diagnose(
         f, np.arange(d, dtype=np.float32), mu, number, key=3, num_repeats=repeats
     )
-    # Twice at params, both sides of each direction, 8 directions at 6 smoothings.
+    # Twice at params, both sides of each direction and of each estimate, 8 directions
+    # at 6 smoothings.
     asked = 2 * repeats * number
-    assert len(points) == 2 + asked + 2 * 8 * 6
+    assert len(points) == 2 + asked + 2 * repeats + 2 * 8 * 6
     np.testing.assert_array_equal(points[:2], [np.arange(d)] * 2)
     x, y = (np.array(a[2 : 2 + asked]) for a in (points, values))
     rows = (x[::2] - x[1::2]) / (2 * mu)
@@ -109,6 +110,19 @@ def test_against_the_points_that_were_asked():
     np.testing.assert_allclose(found.signal_to_noise, ratio, rtol=1e-3)
     np.testing.assert_allclose(found.signal_to_noise_error, error, rtol=1e-3)
     np.testing.assert_allclose(found.agreement, agreement, rtol=1e-3)
+
+    # f's own slopes and curvatures: 2 x + (1, 0, ..), and H = 2 I.
+    ends = np.array(points[2 + asked : 2 + asked + 2 * repeats])
+    steps = (ends[::2] - ends[1::2]) / 2
+    size = np.linalg.norm(g, axis=1, keepdims=True)
+    np.testing.assert_allclose(steps, mu * np.sqrt(d) * g / size, atol=1e-4)
+    slope, bend = g @ (2 * np.arange(d) + np.eye(d)[0]), 2 * np.sum(g**2, axis=1)
+    rate = lambda kept: slope[kept].sum() / bend[kept].sum()
+    everyone = np.arange(repeats)
+    without = [rate(everyone != r) for r in everyone]
+    error = math.sqrt((repeats - 1) * np.var(without))
+    np.testing.assert_allclose(found.learning_rate, rate(everyone), rtol=1e-3)
+    np.testing.assert_allclose(found.learning_rate_error, error, rtol=1e-2)
 
 
 def test_no_noise_at_all():
@@ -134,7 +148,7 @@ def test_no_signal_at_all(f, start):
     assert found[:4] == (0, 0, 0, math.inf)
     assert found.lost == 1
     assert found.noise == found.num_nonfinite == 0
-    assert found[8:11] == (None, None, None)
+    assert found[8:13] == (None,) * 5
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
@@ -142,6 +156,90 @@ def test_squares_neither_overflow_nor_underflow(size):
     plain = of_linear(rademacher(), 4, num_repeats=4)
     found = of_linear(rademacher(), 4, f=lambda x: size * linear(x), num_repeats=4)
     np.testing.assert_allclose(found[:3], plain[:3], rtol=1e-4)
+
+
+# -- the learning rate -----------------------------------------------------------------
+
+HALF = np.random.default_rng(3).normal(size=(D, D)) / 4
+BEND = HALF @ HALF.T + np.diag(np.linspace(0.1, 2, D))  # H, not diagonal
+
+
+def quadratic(x):
+    """slopes . x + x'Hx / 2, whose gradient at 0 is the slopes."""
+    x = np.asarray(x, np.float64)
+    return float(SLOPES @ x + x @ BEND @ x / 2)
+
+
+def best_rate(number, gaussian_rows, noise=0.0):
+    """K / [tr H + (K + 1) q - 2 r], with E of noise s^2 I added to the gradient's."""
+    square, along = np.sum(SLOPES**2), SLOPES @ BEND @ SLOPES
+    own = 0.0 if gaussian_rows else np.sum(np.diag(BEND) * SLOPES**2)
+    trace, extra = np.trace(BEND), noise**2
+    # Each direction's noise is its own: of K of them nothing of it is in E<g_j, g_k>.
+    one = (square + D * extra) * trace + 2 * (along + extra * trace)
+    one -= 0.0 if gaussian_rows else 2 * (own + extra * trace)
+    return square / (one / number + (1 - 1 / number) * along)
+
+
+@pytest.mark.parametrize("make", [gaussian, rademacher])
+@pytest.mark.parametrize("number", [1, 4])
+def test_the_learning_rate_in_closed_form(make, number):
+    """Within 4 standard errors, below a quarter of it; signs know of the diagonal."""
+    expected = best_rate(number, make is gaussian)
+    found = of_linear(make(), number, f=quadratic, num_repeats=40)
+    error = found.learning_rate_error
+    assert 0 < error < 0.25 * expected
+    assert abs(found.learning_rate - expected) < 4 * error
+
+
+@pytest.mark.parametrize("make", [gaussian, rademacher])
+@pytest.mark.parametrize("number", [1, 4])
+def test_no_other_step_lowers_a_quadratic_more(make, number):
+    """Oracle: 50,000 steps of numpy's.
+
+    E f(0 - a g) is least at the closed form's a, and 0 again at twice of it.
+    """
+    random, draws = np.random.default_rng(number), 50_000
+    shape = draws, number, D
+    rows = random.normal(size=shape)
+    rows = np.sign(rows) if make is rademacher else rows
+    g = np.einsum("nkd,nk->nd", rows, rows @ SLOPES) / number
+    best = best_rate(number, make is gaussian)
+    along, bent = g @ SLOPES, np.einsum("nd,de,ne->n", g, BEND, g)
+    change = lambda a: a**2 * bent / 2 - a * along
+    for a in (0.7 * best, 1.4 * best):
+        further = change(a) - change(best)
+        assert further.mean() > 4 * further.std() / math.sqrt(draws)
+    at_twice = change(2 * best)
+    assert abs(at_twice.mean()) < 4 * at_twice.std() / math.sqrt(draws)
+
+
+def test_noise_of_minibatches_shortens_it():
+    """Linear noise of s = 0.7, drawn by the query key: the closed form that has it."""
+    noise, bend = 0.7, jnp.asarray(BEND, jnp.float32)
+
+    @jax.jit
+    def f(x, query_key):
+        slopes = SLOPES + noise * jax.random.normal(query_key, (D,))
+        return slopes @ x + x @ bend @ x / 2
+
+    start, options = jnp.zeros(D), {"num_repeats": 128, "num_smoothings": 0}
+    found = zojax.diagnose(f, start, 0.1, 1, key=5, sampler=rademacher(), **options)
+    error, expected = found.learning_rate_error, best_rate(1, False, noise)
+    assert abs(found.learning_rate - expected) < 4 * error
+    assert best_rate(1, False) - found.learning_rate > 3 * error
+
+
+def test_a_rate_without_an_end():
+    """Where f bends downwards no step is too long; a straight line knows of none."""
+    found = of_linear(rademacher(), 2, f=lambda x: -quadratic(x), num_repeats=8)
+    assert found.learning_rate == math.inf
+    # exact sums: the curvature is 0, not rounding
+    found = zojax.diagnose(
+        lambda x: float(x[0]), np.zeros(2), 0.25, 1, key=0, num_smoothings=0
+    )
+    assert found.learning_rate == math.inf
+    assert found.learning_rate_error == 0
 
 
 # -- noise -----------------------------------------------------------------------------
@@ -357,7 +455,9 @@ def test_points_that_fail():
     some = of_linear(rademacher(), 4, f=f)
     assert 60 < some.num_nonfinite < 130  # a quarter of 384
     assert 0 < some.signal_to_noise < found.signal_to_noise  # fewer directions
-    assert np.isfinite([x for x in some if x is not None]).all()
+    assert some.learning_rate == math.inf  # of a straight line
+    others = [x for x in some._replace(learning_rate=0.0) if x is not None]
+    assert np.isfinite(others).all()
     inf = of_linear(rademacher(), 4, f=lambda x: np.inf if np.isnan(f(x)) else f(x))
     assert inf == some
 

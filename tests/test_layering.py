@@ -36,11 +36,12 @@ ALLOWED = {
         BASE | {"_objective", "_spall", "perturbations"},
         {"jax", "numpy"},
     ),
+    "_signal": (set(), {"numpy"}),
     "_smoothing_error": (set(), {"numpy"}),
     "_diagnose": (
         BASE
         | {"_calibration", "_check_smoothing", "_directions", "_evaluation"}
-        | {"_objective", "_smoothing_error", "perturbations"},
+        | {"_objective", "_signal", "_smoothing_error", "perturbations"},
         {"jax", "numpy"},
     ),
     "_inject": (

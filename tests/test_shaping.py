@@ -83,6 +83,36 @@ def test_an_estimator_of_shaped_values_knows_no_scale(shaping, difference):
     assert float(found[0] @ (x - 1)) > 0
 
 
+def test_normalised_steps_are_those_of_fzoo():
+    """Against the paper's own formulas (2506.09034), in numpy from the rows asked."""
+    number, mu, x = 5, 0.1, np.linspace(-1, 1, 4)
+    f = lambda x: float(np.sum(x**3) + np.prod(x))
+    signs = zojax.perturbations.rademacher()
+
+    def found(difference, shaping=None):
+        options = {"difference": difference, "sampler": signs, "shaping": shaping}
+        opt = zojax.two_point(mu, number, key=7, **options)
+        state = opt.init(jnp.asarray(x))
+        points = np.asarray(opt.ask(state, jnp.asarray(x)))
+        values = jnp.asarray([f(point) for point in points])
+        g, state = opt.update(None, state, jnp.asarray(x), values=values)
+        return points, np.asarray(values), np.asarray(g), state
+
+    with jax.enable_x64(True):
+        (_, *points), (base, *values), forward, state = found("forward")
+        of_mean = found("mean", z_score)[2]
+        alone = found("leave_one_out", z_score)[2]
+    values, rows = np.array(values), (np.array(points) - x) / mu
+    np.testing.assert_allclose(np.abs(rows), 1)
+    sigma = np.sqrt(np.sum((values - values.mean()) ** 2) / (number - 1))
+    paper = lambda baseline: (values - baseline) @ rows / (number * mu) / sigma
+    shrink = np.sqrt((number - 1) / number)
+    np.testing.assert_allclose(shrink * of_mean, paper(values.mean()), rtol=1e-9)
+    own = shrink * forward / float(state.log.query_spread)
+    np.testing.assert_allclose(own, paper(base), rtol=1e-9)
+    np.testing.assert_allclose(alone, of_mean * number / (number - 1), rtol=1e-9)
+
+
 def test_ranks_climb_where_a_few_rewards_are_huge():
     """An outlier in one query of a hundred: z-scores and ranks, not raw values."""
 

@@ -182,9 +182,9 @@ def small(monkeypatch):
     monkeypatch.setattr(noise, "QUICK", (100,))
     monkeypatch.setattr(noise, "ENTRIES", 200)
     monkeypatch.setattr(low_rank, "QUICK", ((2, 8, 2),))
-    some = (stack.SCAN, stack.APART, stack.CACHED, stack.UPDATE)
-    few = {name: stack.PROGRAMS[name] for name in some}
-    monkeypatch.setattr(stack, "PROGRAMS", few)
+    steps = (stack.SCAN, stack.APART, stack.CACHED, stack.UPDATE)
+    compiled = {name: stack.PROGRAMS[name] for name in steps}
+    monkeypatch.setattr(stack, "PROGRAMS", compiled)
     monkeypatch.setattr(compiling, "QUICK", (1,))
     for module in (rivals, scaling, noise, low_rank, compiling):
         monkeypatch.setattr(module, "REPEATS", 1)

@@ -1,4 +1,4 @@
-"""Whether an estimate is any good: its signal and noise, and a better smoothing."""
+"""Whether an estimate is any good: signal and noise, a step, a better smoothing."""
 
 import dataclasses
 import functools
@@ -18,6 +18,7 @@ from zojax._evaluation import BOTH_SIDES, key_at_params, query_keys
 from zojax._keys import canonical_key, key_data, purpose_key, step_key
 from zojax._numerics import PyTree, tree_dot
 from zojax._objective import Objective, answer_of, as_objective, check_params
+from zojax._signal import learning_rate, signal_to_noise
 from zojax._smoothing_error import Probed, Suggestion, suggested
 from zojax.perturbations import rademacher
 from zojax.perturbations._sampler import Sampler, check_sampler, perturb, sampler_at
@@ -49,6 +50,11 @@ class Diagnosis(NamedTuple):
         the following are None where no smoothing was compared, or f changed at none.
       suggested_smoothing: that of the least such error.
       suggested_error: that error.
+      learning_rate: the step of plain SGD along such estimates that lowers f the most
+        in the mean, to second order: f falls up to twice of it. inf if f does not bend
+        upwards along them, 0 within its error if no slope was seen, None if f is flat
+        or finite along fewer than three.
+      learning_rate_error: its standard error, by the jackknife.
       num_nonfinite: values that were NaN or infinite, of the 2KR at the smoothing.
     """
 
@@ -63,6 +69,8 @@ class Diagnosis(NamedTuple):
     smoothing_error: float | None
     suggested_smoothing: float | None
     suggested_error: float | None
+    learning_rate: float | None
+    learning_rate_error: float | None
     num_nonfinite: int
 
     def __str__(self) -> str:
@@ -169,17 +177,21 @@ def _asked_everywhere(asked: _Question, mu: float, at_params: Any) -> _Differenc
 # -- signal and noise ------------------------------------------------------------------
 
 
-def _estimates(asked: _Question, found: _Differences) -> list[Callable[[], PyTree]]:
-    """Of each repeat with a finite difference, in a unit that they share."""
+def _estimates(
+    asked: _Question, found: _Differences
+) -> tuple[list[Callable[[], PyTree]], float]:
+    """Of each repeat with a finite difference, and the unit that they share."""
     finite = found.finite
     derivatives = np.where(finite, found.halves, 0)
     derivatives /= np.maximum(finite.sum(axis=1, keepdims=True), 1)
-    weights = derivatives / (np.abs(derivatives).max() or 1)  # no square overflows
+    unit = float(np.abs(derivatives).max() or 1)
+    weights = derivatives / unit  # no square overflows
 
     def estimate(r):
         return combine(jnp.asarray(weights[r]), asked.params, asked.repeats[r])
 
-    return [functools.partial(estimate, r) for r in np.flatnonzero(finite.any(axis=1))]
+    usable = np.flatnonzero(finite.any(axis=1))
+    return [functools.partial(estimate, r) for r in usable], unit
 
 
 def _products(estimates: list[Callable[[], PyTree]]) -> tuple[np.ndarray, np.ndarray]:
@@ -200,30 +212,27 @@ def _products(estimates: list[Callable[[], PyTree]]) -> tuple[np.ndarray, np.nda
     return squares, crossed
 
 
-def _ratio(signal: float, square: float) -> float:
-    """Signal to noise of |E g|^2 and E|g|^2."""
-    noise, resolved = square - signal, 8 * float(jnp.finfo(jnp.float32).eps)
-    if square == 0:
-        return 0.0
-    return signal / noise if noise > resolved * square else math.inf
+def _along(
+    asked: _Question, estimates: list[Callable[[], PyTree]], mu: float, base: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes and curvatures of f along each estimate, asked as far as a row is long.
 
-
-def _signal_to_noise(
-    squares: np.ndarray, crossed: np.ndarray
-) -> tuple[float, float, float]:
-    """(Signal to noise, its standard error by the jackknife, agreement)."""
-    number, total, pairs = len(squares), float(squares.sum()), float(crossed.sum())
-    signal, square = pairs / (number * (number - 1)), total / number
-    agreement = signal / square if square > 0 else 0.0
-    without = lambda r: _ratio(
-        (pairs - 2 * float(crossed[r])) / ((number - 1) * (number - 2)),
-        (total - float(squares[r])) / (number - 1),
-    )
-    found = [_ratio(signal, square), *map(without, range(number))]
-    if np.isinf(found).any():
-        return found[0], 0.0 if np.isinf(found).all() else math.inf, agreement
-    deviation = math.sqrt((number - 1) * np.var(found[1:]))
-    return found[0], deviation, agreement
+    With keys of their own, so that an estimate's own noise is not taken for a slope;
+    the base is f at params, or None to ask for it with each of these keys.
+    """
+    size = math.sqrt(dimension(asked.params, asked.repeats[0]))
+    slopes, curvatures = np.zeros((2, len(estimates)))
+    for r, estimate in enumerate(estimates):
+        g, key = estimate(), key_at_params(asked.repeats[r].key)
+        norm = math.sqrt(float(tree_dot(g, g)))
+        if norm == 0:
+            continue
+        step, ask = mu * size / norm, lambda x, key=key: _number(asked.answer(x, key))
+        plus, minus = (ask(perturb(asked.params, g, s * step)) for s in BOTH_SIDES)
+        here = ask(asked.params) if base is None else base
+        slopes[r] = (plus / 2 - minus / 2) / step
+        curvatures[r] = ((plus - here) + (minus - here)) / step**2
+    return slopes, curvatures
 
 
 def _needed(ratio: float, V: Directions) -> float | None:
@@ -301,9 +310,25 @@ def diagnose(
     again from there. Forward differences want a smaller one, with an error that grows
     as mu.
 
+    The learning rate is the mean slope of f along the g_r over its mean curvature,
+
+        E<grad f, g> / E g'H g,
+
+    with f asked on both sides of params along each, as far away as along a direction.
+    With independent signs and no noise that is
+
+        K / [tr H + (K + 1) q - 2 r],  q = s'H s / |s|^2,  r = sum_i H_ii s_i^2 / |s|^2
+
+    of the gradient s, without r for gaussian rows. A value_fn with ``query_key`` is
+    asked with keys of its own there: noise of a minibatch drawn by it is in E g'H g,
+    and in no slope, so that the rate is less by so much; noise of a batch that is given
+    is not seen. It is the rate for these params alone: as the gradient falls and noise
+    does not, it falls too.
+
     For use outside jit, before a run or between its steps. Up to three vectors like
     params are held, and value_fn is called with one point at a time: 2KR times at mu,
-    twice at params (R times more, if these two differ), and up to 32M times elsewhere.
+    twice at params (2R times more, if these two differ), 2R times along the estimates,
+    and up to 32M times elsewhere.
 
     Args:
       value_fn: params -> scalar, of any kind, with the extra args by name. If it names
@@ -333,8 +358,12 @@ def diagnose(
       True
       >>> found.smoothing_error > 0.05, found.suggested_error < 0.01
       (True, True)
+      >>> bends = 0.1 * 6 * (65 + (16 + 1) - 2)  # H = 0.6 I
+      >>> abs(found.learning_rate - 16 / bends) < 4 * found.learning_rate_error
+      True
 
-    Source: U-statistics; Moré and Wild, ACM TOMS 38(3), 2012 (the difference interval).
+    Source: U-statistics; a quadratic's line search, in the mean; Moré and Wild, ACM
+    TOMS 38(3), 2012 (the difference interval).
     """
     sampler = rademacher() if sampler is None else sampler
     check_sampler("sampler", sampler)
@@ -350,7 +379,10 @@ def diagnose(
     found, unit = _asked_everywhere(asked, mu, at_params), unit_of(at_params)
     values = found.plus[found.finite], found.minus[found.finite], _number(at_params)
     lost, curvature = shares_of_values(*values, unit)
-    ratio, error, agreement = _signal_to_noise(*_products(_estimates(asked, found)))
+    estimates, scale = _estimates(asked, found)
+    ratio, error, agreement = signal_to_noise(*_products(estimates))
+    base = None if noise else _number(at_params)
+    step = learning_rate(*_along(asked, estimates, mu, base))
     return Diagnosis(
         ratio,
         error,
@@ -361,5 +393,6 @@ def diagnose(
         curvature,
         noise,
         *_search(asked, mu, found, unit, num_smoothings),
+        *(None if x is None else x * mu / scale for x in step),
         int(np.isnan(found).sum()),
     )

@@ -18,6 +18,17 @@ __all__ = ["centred_ranks", "per_group", "z_score"]
 def z_score(values: jax.Array) -> jax.Array:
     """Distances to the mean in standard deviations: (y - mean y) / std y.
 
+    Steps are then normalised: std y is about mu |grad f|, so that the estimate is that
+    of grad f / (mu |grad f|), and a step size does not know the scale of f. FZOO's
+
+        g / sigma,    g = 1/(K mu) sum_k [y_k - b] v_k
+                      sigma^2 = 1/(K-1) sum_k [y_k - mean y]^2
+
+    with the baseline b = mean y is ``two_point(mu, K, difference="mean",
+    shaping=z_score)`` times sqrt((K-1)/K), since std y divides by K; with its own
+    b = f(theta) it is an estimate of forward differences times sqrt((K-1)/K) over
+    ``state.log.query_spread``, a query more for a baseline that is no better.
+
     Args:
       values: f[K, P], NaN where a query failed.
 
@@ -29,7 +40,7 @@ def z_score(values: jax.Array) -> jax.Array:
       >>> print(zojax.shaping.z_score(jnp.array([[1.0], [jnp.nan], [3.0]])).ravel())
       [-1. nan  1.]
 
-    Source: evolution strategies at scale, arXiv 2509.24372.
+    Source: evolution strategies at scale, arXiv 2509.24372; FZOO, arXiv 2506.09034.
     """
     mean, spread = moments(values)
     scaled = (values - mean) / jnp.where(spread > 0, spread, 1)
