@@ -5,11 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import pandas as pd
+import seaborn
+from matplotlib.figure import Figure
 
 from benchmarks.memory.programs import total_bytes
-from benchmarks.speed.timing import bars, timed_rows
-from benchmarks.study import Row, Study, Tables, Tick
+from benchmarks.speed.timing import device_line, median_ratio, take_turns
+from benchmarks.study import COLOURS, Row, Study, Tables, Tick
 
 QUICK, FULL = 3, 15  # turns
 COLUMNS = ["milliseconds", "time", "tokens_per_second", "speed", "megabytes", "bytes"]
@@ -26,14 +29,18 @@ def measure(
         program = jax.jit(run).lower(*args).compile()
         calls[name] = functools.partial(program, *args)
         sizes[name] = total_bytes(program)
-    first = next(iter(programs))
-    timed = {name: (call, 1) for name, call in calls.items()}
-    rows = timed_rows(timed, turns, tick, {"time": first})
-    size = lambda name: {
-        "megabytes": sizes[name] / 1e6,
-        "bytes": sizes[name] / sizes[first],
-    }
-    return [{"program": name} | row | size(name) for name, row in rows.items()]
+    seconds, first = take_turns(calls, turns, tick), next(iter(programs))
+    return [
+        {
+            "program": name,
+            "milliseconds": 1e3 * float(np.median(own)),
+            "time": median_ratio(own, seconds[first]),
+            "megabytes": sizes[name] / 1e6,
+            "bytes": sizes[name] / sizes[first],
+            **device_line(),
+        }
+        for name, own in seconds.items()
+    ]
 
 
 def tables(frame: pd.DataFrame) -> Tables:
@@ -41,6 +48,12 @@ def tables(frame: pd.DataFrame) -> Tables:
     found["speed"] = 1 / found["time"]
     found["bytes"] = found["bytes"].map("{:.3f}".format)
     return {"Time, speed and bytes over those of the first": found.filter(COLUMNS)}
+
+
+def bars(frame: pd.DataFrame, **options: Any) -> Figure:
+    """Bars by seaborn's catplot: x, y, hue are columns of the frame."""
+    colours = list(COLOURS[: frame[options["hue"]].nunique()])
+    return seaborn.catplot(frame, kind="bar", palette=colours, **options).figure
 
 
 def study(title: str, rows: Callable[[int, Tick], list[Row]]) -> Study:

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.language import problem, training
+from benchmarks.language.beside import bars
 from benchmarks.language.problem import Batch, Model, Problem, Source
 from benchmarks.language.recipe import Recipe
 from benchmarks.language.transformer import Config
 from benchmarks.memory.programs import total_bytes
-from benchmarks.speed.timing import bars, timed_rows
+from benchmarks.speed.timing import take_turns
 from benchmarks.study import Cell, Row, Study, Tables, Tick
 
 BATCH = 16
@@ -107,10 +108,10 @@ def measure(tuned: str, length: int, turns: int, tick: Tick) -> list[Row]:
         return state, value
 
     forward = functools.partial(compiled["forward"], ready.params, batch)
-    timed = timed_rows({"forward": (forward, 1), "step": (step, 1)}, turns, tick, {})
+    seconds = take_turns({"forward": forward, "step": step}, turns, tick)
     row = {"tuned": tuned, "tokens": length}
     row |= {name: total_bytes(program) / 1e6 for name, program in compiled.items()}
-    row |= {f"{name}_ms": own["milliseconds"] for name, own in timed.items()}
+    row |= {f"{name}_ms": 1e3 * np.median(own) for name, own in seconds.items()}
     return [row]
 
 
