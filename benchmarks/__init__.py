@@ -3,9 +3,7 @@
 This module imports nothing heavy, since the command reads it before it knows the task.
 """
 
-import argparse
-import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import click
 

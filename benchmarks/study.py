@@ -18,6 +18,7 @@ __all__ = [
     "Study",
     "Tables",
     "Tick",
+    "bars",
     "lines",
     "mean_error",
     "plain",
@@ -144,4 +145,16 @@ def lines(frame: pd.DataFrame, log: str = "", **options: Any) -> Figure:
     for axes in grid.axes.flat:
         axes.grid(alpha=0.25)
     grid.tight_layout()  # once more: a scale changes what has to fit
+    return grid.figure
+
+
+def bars(frame: pd.DataFrame, log: str = "", **options: Any) -> Figure:
+    """Bars by seaborn's catplot: x, y, hue are columns of the frame; ``log`` as above.
+
+    Runs that agree in all but the number are one bar, their mean.
+    """
+    colours = frame[options["hue"]].nunique() if "hue" in options else 1
+    usual = {"kind": "bar", "palette": list(COLOURS[:colours])}
+    grid = seaborn.catplot(frame, **usual | options)
+    grid.set(**{f"{axis}scale": "log" for axis in log})
     return grid.figure

@@ -7,12 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
-import seaborn
-from matplotlib.figure import Figure
 
 from benchmarks.memory.programs import total_bytes
 from benchmarks.speed.timing import device_line, median_ratio, take_turns
-from benchmarks.study import COLOURS, Row, Study, Tables, Tick
+from benchmarks.study import Row, Study, Tables, Tick, bars
 
 QUICK, FULL = 3, 15  # turns
 COLUMNS = ["milliseconds", "time", "tokens_per_second", "speed", "megabytes", "bytes"]
@@ -48,12 +46,6 @@ def tables(frame: pd.DataFrame) -> Tables:
     found["speed"] = 1 / found["time"]
     found["bytes"] = found["bytes"].map("{:.3f}".format)
     return {"Time, speed and bytes over those of the first": found.filter(COLUMNS)}
-
-
-def bars(frame: pd.DataFrame, **options: Any) -> Figure:
-    """Bars by seaborn's catplot: x, y, hue are columns of the frame."""
-    colours = list(COLOURS[: frame[options["hue"]].nunique()])
-    return seaborn.catplot(frame, kind="bar", palette=colours, **options).figure
 
 
 def study(title: str, rows: Callable[[int, Tick], list[Row]]) -> Study:

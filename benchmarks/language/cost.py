@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.language import problem, training
-from benchmarks.language.beside import bars
 from benchmarks.language.problem import Batch, Model, Problem, Source
 from benchmarks.language.recipe import Recipe
 from benchmarks.language.transformer import Config
 from benchmarks.memory.programs import total_bytes
 from benchmarks.speed.timing import take_turns
-from benchmarks.study import Cell, Row, Study, Tables, Tick
+from benchmarks.study import Cell, Row, Study, Tables, Tick, bars
 
 BATCH = 16
 LENGTHS = (24, 64)  # tokens of a training sentence here, and of the longest ones

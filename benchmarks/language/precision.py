@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.language import beside, cost, problem, runs, training
-from benchmarks.language.beside import bars
 from benchmarks.language.problem import Source
 from benchmarks.language.recipe import PRESETS, Recipe
 from benchmarks.memory.programs import num_bytes
-from benchmarks.study import Cell, Row, Study, Tables, Tick
+from benchmarks.study import Cell, Row, Study, Tables, Tick, bars
 
 DTYPES = ("float32", "bfloat16", "int8")
 LENGTH = 24  # tokens of the sentences whose forward pass is timed

@@ -15,10 +15,9 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.language import assets, head, problem, tasks, training
-from benchmarks.language.beside import bars
 from benchmarks.language.problem import Batch, Model, Problem, Source
 from benchmarks.language.recipe import PRESETS, Recipe, queries
-from benchmarks.study import Cell, Row, Study, Tables, Tick
+from benchmarks.study import Cell, Row, Study, Tables, Tick, bars
 
 QUICK, FULL = 100, 600  # steps
 # Cores on what the head reads; their step size is for errors of squared ratings. The

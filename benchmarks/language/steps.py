@@ -6,10 +6,9 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.language import runs, training
-from benchmarks.language.beside import bars
 from benchmarks.language.compare import paired
 from benchmarks.language.recipe import PRESETS
-from benchmarks.study import Cell, Row, Study, Tables, Tick
+from benchmarks.study import Cell, Row, Study, Tables, Tick, bars
 
 # A head on the tuned states hides what the steps did; 1,536 sentences, on both sides.
 BASE = PRESETS["quick"][1].replace(head="words", steps=48)

@@ -9,10 +9,9 @@ import jax
 import numpy as np
 import optax
 import pandas as pd
-import seaborn
 from matplotlib.figure import Figure
 
-from benchmarks.study import COLOURS, Cell, Row, Study, Tables, Tick
+from benchmarks.study import Cell, Row, Study, Tables, Tick, bars
 
 
 def training(
@@ -107,11 +106,8 @@ def comparison(
         }
 
     def figure(frame: pd.DataFrame) -> Figure:
-        colours = list(COLOURS[: frame["cell"].nunique()])
-        axes = {"x": columns[-1], "y": "program", "hue": "cell", "palette": colours}
-        grid = seaborn.catplot(frame, kind="bar", height=5, aspect=1.6, **axes)
-        grid.set(xscale="log")
-        return grid.figure
+        axes = {"x": columns[-1], "y": "program", "hue": "cell"}
+        return bars(frame, "x", **axes, height=5, aspect=1.6)
 
     return Study(title, cells, tables, findings, figure, timed=True)
 
