@@ -885,7 +885,7 @@ def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys, where):
 
 
 def test_a_rate_is_found_once_and_kept(tiny, tmp_path, capsys):
-    options = ("--preset", "cores-zo", "--top", "2", "--rank", "2")
+    options = ("--preset", "cores-zo", "--top", "2", "--rank", "2", "--head", "words")
     auto = (*options, "--learning-rate", "auto", "--batch", "32")
     assert _train(tiny, tmp_path, *auto) == 0
     assert "Learning rate" in capsys.readouterr().out
