@@ -764,7 +764,8 @@ def test_a_rate_is_found_once_and_kept(tiny, tmp_path, capsys):
     assert "Learning rate" in capsys.readouterr().out
     kept = json.loads((tmp_path / "learning_rate.json").read_text())
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["learning_rate"] == kept["learning_rate"] > 2 * kept["error"]
+    assert result["learning_rate"] == kept["learning_rate"] > kept["error"]
+    assert json.loads((tmp_path / "settings.json").read_text())["batch"] == 32
     (tmp_path / "learning_rate.json").write_text('{"learning_rate": 0.125}')
     assert _train(tiny, tmp_path, *auto, "--resume") == 0
     assert "Looking" not in capsys.readouterr().out

@@ -382,8 +382,7 @@ def diagnose(
     estimates, scale = _estimates(asked, found)
     ratio, error, agreement = signal_to_noise(*_products(estimates))
     base = None if noise else _number(at_params)
-    found_rate = learning_rate(*_along(asked, estimates, mu, base))
-    rate, rate_error = (None if x is None else x * mu / scale for x in found_rate)
+    step = learning_rate(*_along(asked, estimates, mu, base), mu / scale)
     return Diagnosis(
         ratio,
         error,
@@ -394,7 +393,6 @@ def diagnose(
         curvature,
         noise,
         *_search(asked, mu, found, unit, num_smoothings),
-        rate,
-        rate_error,
+        *step,
         int(np.isnan(found).sum()),
     )

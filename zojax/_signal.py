@@ -42,18 +42,19 @@ def signal_to_noise(
 
 
 def learning_rate(
-    slopes: np.ndarray, curvatures: np.ndarray
-) -> tuple[float, float] | tuple[None, None]:
+    slopes: np.ndarray, curvatures: np.ndarray, unit: float
+) -> tuple[float | None, float | None]:
     """(Mean slope over mean curvature along R estimates, its standard error).
 
-    inf where f does not bend upwards; None of fewer than three that are finite, or of
-    no slope and no curvature at all.
+    In a unit, for estimates that are so many times what was walked along. inf where f
+    does not bend upwards; None of fewer than three that are finite, or of no slope and
+    no curvature at all.
     """
     told = np.isfinite(slopes) & np.isfinite(curvatures)
     rows = np.stack([slopes, curvatures], axis=1)[told]
     if len(rows) < 3 or not rows.any():
         return None, None
-    ratio = lambda some: float(some[0] / some[1]) if some[1] > 0 else math.inf
+    ratio = lambda some: unit * float(some[0] / some[1]) if some[1] > 0 else math.inf
     total = rows.sum(axis=0)
     found = [ratio(total), *(ratio(total - row) for row in rows)]
     return found[0], _jackknife(found)
