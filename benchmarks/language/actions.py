@@ -113,7 +113,7 @@ def _with_rate(chosen, ready, path, say):
         say("Looking for a learning rate.")
     found = training.suggest_rate(chosen, ready)
     rate, error = found.learning_rate, found.learning_rate_error
-    if rate is None or not 2 * error < rate < np.inf:
+    if rate is None or not error < rate < np.inf:
         raise UsageError(
             f"learning_rate auto found {rate} +- {error}, which says nothing: give one,"
             " or a larger batch"
