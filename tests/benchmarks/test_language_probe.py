@@ -12,7 +12,7 @@ from benchmarks.language import checkpoints, head, probe, problem
 from benchmarks.language.tasks import Batch
 from benchmarks.language.transformer import hidden_states
 
-REFERENCES = Path(__file__).parent / "references"
+REFERENCES = Path(__file__).parent.parent / "references"
 
 
 def test_features_are_the_states_of_each_sentences_last_token():

@@ -38,7 +38,7 @@ from benchmarks.language.transformer import embed, finish, forward, run_layers
 from benchmarks.memory.programs import total_bytes
 from zojax import perturbations
 
-REFERENCES = Path(__file__).parent / "references"
+REFERENCES = Path(__file__).parent.parent / "references"
 TINY = ("opt", "opt-post-norm", "llama")
 
 

@@ -21,7 +21,7 @@ from benchmarks.language import (
 )
 from benchmarks.language.problem import Source
 
-REFERENCES = Path(__file__).parent / "references"
+REFERENCES = Path(__file__).parent.parent / "references"
 
 
 def _lines(number):

@@ -18,7 +18,7 @@ from benchmarks.language.recipe import Recipe
 from benchmarks.language.transformer import forward
 from zojax.perturbations import low_rank
 
-REFERENCES = Path(__file__).parent / "references"
+REFERENCES = Path(__file__).parent.parent / "references"
 BEGIN = (3, 1, 4, 1, 5)
 PROMPTS = ((7, 9), (2, 6, 5, 3), (8,))
 
