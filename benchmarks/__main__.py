@@ -17,7 +17,7 @@ TASKS = {
     "mesh": "Moving the vertices of a mesh until a PDE is solved better.",
     "synthetic": "Both papers' experiments on synthetic functions.",
     "speed": "Time of a step, beside rivals and by size.",
-    "memory": "Memory of a step, planned and at its peak.",
+    "memory": "Memory of a step, as it is planned.",
     "policy": "Policies tuned by their returns, beside evolution strategies.",
     "spsa": "SPSA and its options on noisy functions, beside others.",
     "external": "Programs and simulators that fail, hang and are killed.",

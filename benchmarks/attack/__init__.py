@@ -9,6 +9,8 @@ learning rates; each is judged at the one that is best for it on other images, a
 the paper's, 0.01. Setting: arXiv 2506.14460, Section 5.
 """
 
+import math
+
 import click
 
 from benchmarks import chosen, studies
@@ -22,6 +24,13 @@ def some(name: str, choices: dict, usual: str) -> click.Option:
         callback=lambda ctx, param, text: text and chosen(name, text, choices),
         help=f"of {','.join(choices)}; by default {usual}, with --full all",
     )
+
+
+def rates(ctx: click.Context, param: click.Option, given: list[float]) -> list[float]:
+    """Each once, in order; a range lets NaN and infinity through."""
+    if not all(map(math.isfinite, given)):
+        raise click.BadParameter("must be finite", ctx, param)
+    return sorted(set(given))
 
 
 OPTIONS = (
@@ -43,7 +52,7 @@ OPTIONS = (
         type=click.FloatRange(0, min_open=True),
         multiple=True,
         default=(0.001, 0.003, 0.01),
-        callback=lambda ctx, param, rates: sorted(set(rates)),
+        callback=rates,
         help="of R-AdaZO, once for each of the grid",
     ),
     click.Option(

@@ -308,6 +308,7 @@ def test_sizes(full, number, images, few_digits, monkeypatch):
         ("--images=-3", "--images"),
         ("--queries=10", "--queries"),
         ("--learning-rate=0", "--learning-rate"),
+        ("--learning-rate=nan", "--learning-rate"),
         ("--goals=fame", "--goals: unknown 'fame'"),
         ("--methods=zoar,luck", "--methods: unknown 'luck'"),
         ("--start=end", "--start"),
