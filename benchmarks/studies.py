@@ -119,6 +119,8 @@ def _run(
         old = ("cells", f"{name}.csv", f"{name}.png")
         folder.begin(output / name, settings, old, resume)
     console = Console(highlight=False, markup=False)
+    if not console.is_terminal:  # a file has room for the widest table
+        console.width = 120
     cells = {name: study.cells(full, seed) for name, study in studies.items()}
     try:
         for name, study in studies.items():

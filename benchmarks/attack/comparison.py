@@ -204,8 +204,10 @@ def figure(frame: pd.DataFrame) -> Figure:
     best = capped(tuned(frame)).groupby(frame["method"], sort=False).mean().idxmin()
     shown = frame[frame["method"] == best].dropna(subset="picture")
     if len(shown):
-        grid.figure.subplots_adjust(bottom=0.4)
-        axes = grid.figure.add_axes((0.05, 0.05, 0.9, 0.25))
+        width, height = grid.figure.get_size_inches()
+        grid.figure.set_size_inches(width, height + 3)  # room below for the examples
+        grid.figure.subplots_adjust(bottom=3.6 / (height + 3))
+        axes = grid.figure.add_axes((0.05, 0.6 / (height + 3), 0.9, 2 / (height + 3)))
         axes.set(title=f"{best}: original, change, attacked", yticks=[])
         files = [io.BytesIO(base64.b64decode(text)) for text in shown["picture"]]
         strips = [png.imread(file) for file in files]
@@ -213,6 +215,7 @@ def figure(frame: pd.DataFrame) -> Figure:
         axes.set_xticks(
             strips[0].shape[1] * (0.5 + np.arange(len(shown))),
             [f"{r.label} → {r.said:.0f}\n{r.queries:,.0f}" for r in shown.itertuples()],
+            fontsize=8,
         )
     return grid.figure
 
