@@ -5,15 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import pandas as pd
 
 from benchmarks.memory.programs import total_bytes
-from benchmarks.speed.timing import device_line, median_ratio, take_turns
+from benchmarks.speed.timing import compare
 from benchmarks.study import Row, Study, Tables, Tick, bars
 
 QUICK, FULL = 3, 15  # turns
-COLUMNS = ["milliseconds", "time", "tokens_per_second", "speed", "megabytes", "bytes"]
+COLUMNS = ["ms", "time", "tokens_per_second", "speed", "megabytes", "bytes"]
 
 
 def measure(
@@ -27,18 +26,15 @@ def measure(
         program = jax.jit(run).lower(*args).compile()
         calls[name] = functools.partial(program, *args)
         sizes[name] = total_bytes(program)
-    seconds, first = take_turns(calls, turns, tick), next(iter(programs))
-    return [
-        {
-            "program": name,
-            "milliseconds": 1e3 * float(np.median(own)),
-            "time": median_ratio(own, seconds[first]),
-            "megabytes": sizes[name] / 1e6,
-            "bytes": sizes[name] / sizes[first],
-            **device_line(),
-        }
-        for name, own in seconds.items()
-    ]
+    first, timed = (
+        next(iter(programs)),
+        {name: (call, 1) for name, call in calls.items()},
+    )
+    rows = compare(timed, {"time": first}, turns, tick)
+    for row in rows:
+        size = sizes[row["program"]]
+        row |= {"megabytes": size / 1e6, "bytes": size / sizes[first]}
+    return rows
 
 
 def tables(frame: pd.DataFrame) -> Tables:

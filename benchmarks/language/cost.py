@@ -68,15 +68,10 @@ def compile_all(
     recipe, batch = RECIPES[tuned], batch_of(length)
     ready = without_sentences(recipe, of)
     value_fn = problem.loss(ready.config, ready.words)
-    part = training.tuned_part(recipe)
-    frozen = {name: leaf for name, leaf in ready.params.items() if name != part}
     compiled = {"forward": jax.jit(value_fn).lower(ready.params, batch).compile()}
     first_order = recipe.replace(estimator="first-order")
     for name, kind in (("step", recipe), ("backprop", first_order)):
-        opt, step = training.make_step(kind, ready)
-        state = jax.eval_shape(opt.init, ready.params)
-        step = jax.jit(step, donate_argnums=(0, 1))
-        compiled[name] = step.lower(ready.params[part], state, frozen, batch).compile()
+        compiled[name] = training.compiled_step(kind, ready, batch)
     return ready, compiled
 
 

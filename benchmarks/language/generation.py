@@ -33,7 +33,7 @@ def measure(turns: int, tick: Tick) -> list[Row]:
     rows = beside.measure(programs, turns, tick)
     for row in rows:
         row["setting"] = f"{texts} texts of {TOKENS} tokens"
-        row["tokens_per_second"] = texts * TOKENS / row["milliseconds"] * 1e3
+        row["tokens_per_second"] = texts * TOKENS / row["ms"] * 1e3
     return rows
 
 

@@ -236,7 +236,7 @@ def test_speed_of_generation_is_told_as_a_ratio(tiny):
     rows = generation.measure(2, lambda share: None)
     assert [row["program"] for row in rows] == ["one model", "8 members of rank 1"]
     one, many = (row["tokens_per_second"] for row in rows)
-    assert one == pytest.approx(256 * 16 / (rows[0]["milliseconds"] / 1e3))
+    assert one == pytest.approx(256 * 16 / (rows[0]["ms"] / 1e3))
     assert many > 0
     (table,) = generation.STUDY.tables(pd.DataFrame(rows)).values()
     assert {"tokens_per_second", "speed", "bytes"} <= set(table)
