@@ -75,12 +75,6 @@ def compile_all(
     return ready, compiled
 
 
-def compiled_sizes(tuned: str, length: int, of: Model) -> dict[str, int]:
-    """Bytes of "forward", "step" and "backprop"."""
-    _, compiled = compile_all(tuned, length, of)
-    return {name: total_bytes(program) for name, program in compiled.items()}
-
-
 @functools.cache
 def model() -> Model:
     """The default one."""
