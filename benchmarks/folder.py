@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from benchmarks import UsageError
@@ -27,9 +28,10 @@ def save(path: Path, data: bytes | str) -> None:
 
 
 def draw(path: Path, figure: Figure) -> None:
-    """Saves a figure as PNG."""
+    """Saves a figure as PNG, and closes it where pyplot holds it."""
     image = io.BytesIO()
     figure.savefig(image, dpi=150)
+    pyplot.close(figure)
     save(path, image.getvalue())
 
 

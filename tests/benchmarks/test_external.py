@@ -1,5 +1,6 @@
 """The external benchmark, at tiny sizes: nothing is decided by a time."""
 
+import logging
 import math
 
 import numpy as np
@@ -44,7 +45,8 @@ def test_workers(kind, monkeypatch):
     workers.figure(frame)
 
 
-def test_a_simulator(tmp_path, monkeypatch, capsys):
+def test_a_simulator(tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level(logging.ERROR, "zojax.external")  # the command's own: it is reset
     monkeypatch.setattr(simulator, "QUICK", (3, 6, 4, 2))
     cases = ("none", 2), ("10% fail", 2), ("none", 1)
     monkeypatch.setattr(simulator, "CASES", cases)
