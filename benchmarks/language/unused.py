@@ -1,9 +1,9 @@
-"""Forward passes against the probe on every sentence that neither was trained on.
+"""Forward passes, the probe and gradients on every sentence that none was trained on.
 
 500 test sentences leave an error of 1.5 points, more than what methods differ by. The
 package holds ten times as many: those that training leaves out, most of them because
 they are longer. Differences are taken sentence by sentence, which cancels what makes a
-sentence easy or hard for both.
+sentence easy or hard for all.
 """
 
 import functools
@@ -20,12 +20,19 @@ from benchmarks.study import COLOURS, Cell, Row, Study, Tables, Tick, mean_error
 
 ROWS = 512  # sentences whose texts are held at a time
 TUNED = "tuned cores"
+EXACT = "LoRA by exact gradients"
 
 
 def recipe_of(full: bool, seed: int) -> Recipe:
     """The preset of a run."""
     preset = PRESETS["cores-zo" if full else "quick"][1]
     return preset.replace(seed=seed)
+
+
+def exact(recipe: Recipe) -> Recipe:
+    """The longest first-order run on the same sentences."""
+    steps = 150 if recipe.sentences > 512 else 15
+    return PRESETS["lora-adam"][1].replace(sentences=recipe.sentences, steps=steps)
 
 
 def held_out(recipe: Recipe) -> tuple[Model, Batch, np.ndarray]:
@@ -57,8 +64,8 @@ def rows_of(
     return pd.DataFrame(columns).to_dict("records")
 
 
-def tuned(recipe: Recipe, tick: Tick) -> list[Row]:
-    """Trains a preset, and asks what came out about all sentences."""
+def tuned(name: str, recipe: Recipe, tick: Tick) -> list[Row]:
+    """Trains by a recipe, and asks what came out about all sentences."""
     ready, _ = runs.ready(recipe)
     run = training.train(
         recipe,
@@ -70,14 +77,14 @@ def tuned(recipe: Recipe, tick: Tick) -> list[Row]:
     run = training.with_last_head(recipe, ready, run)
     params = ready.params | {"adapter": run.tuned}
     model, examples, unused = held_out(recipe)
-    margins, end = [], len(tasks.template_end(model.tokenizer))
+    margins = []
     for start in range(0, len(unused), ROWS):  # texts of all at once would be 6 GB
         some = examples.take(slice(start, start + ROWS))
-        batch = problem.run_texts(ready.config, model.params, ready.bottom, end, some)
+        batch = problem.prepare(recipe, model, [some])[2][0]
         margins.append(problem.evaluate(ready, params, batch).margins)
         tick(0.5 + 0.5 * min(1.0, (start + ROWS) / len(unused)))
     every = np.concatenate(margins)
-    return rows_of(TUNED, recipe.seed, every, examples.labels, unused)
+    return rows_of(name, recipe.seed, every, examples.labels, unused)
 
 
 def probes(recipe: Recipe, tick: Tick) -> list[Row]:
@@ -92,9 +99,13 @@ def probes(recipe: Recipe, tick: Tick) -> list[Row]:
 
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
-    found = {"probes": functools.partial(probes, recipe_of(full, 0))}
+    first = recipe_of(full, 0)
+    found = {
+        "probes": functools.partial(probes, first),
+        "exact gradients": functools.partial(tuned, EXACT, exact(first)),
+    }
     for run_seed in range(seed, seed + runs.SEEDS):
-        cell = functools.partial(tuned, recipe_of(full, run_seed))
+        cell = functools.partial(tuned, TUNED, recipe_of(full, run_seed))
         found[f"seed {run_seed}"] = cell
     return found
 
@@ -110,7 +121,7 @@ def scores(frame: pd.DataFrame, by: str = "sentence") -> pd.DataFrame:
 
 
 def gaps(frame: pd.DataFrame) -> pd.DataFrame:
-    """What was tuned less each probe, by sentence."""
+    """What was tuned less each of the others, by sentence."""
     found = scores(frame)
     less = found.drop(index=TUNED, level="name")
     ours = found.xs(TUNED, level="name").reindex(less.index.droplevel("name"))

@@ -32,9 +32,9 @@ def test_margins_are_those_of_the_trained_problem(source, monkeypatch):
     monkeypatch.setattr(unused, "recipe_of", recipe)
     monkeypatch.setattr(unused, "ROWS", 100)
     cells = unused.cells(True, 0)
-    assert list(cells) == ["probes", "seed 0", "seed 1", "seed 2"]
+    assert list(cells) == ["probes", "exact gradients", "seed 0", "seed 1", "seed 2"]
     quiet = lambda share: None
-    rows = cells["probes"](quiet) + cells["seed 0"](quiet)
+    rows = [row for name in list(cells)[:3] for row in cells[name](quiet)]
     frame = pd.DataFrame(rows)
     made, _ = runs.ready(SHORT)
     _, score = unused.training.train_and_test(SHORT, made, quiet)
@@ -42,8 +42,8 @@ def test_margins_are_those_of_the_trained_problem(source, monkeypatch):
     expected = np.where(made.test.labels == 1, score.margins, -score.margins)
     np.testing.assert_allclose(found["for"], expected, atol=1e-4)
     means, by_seed = unused.tables(frame).values()
-    assert (len(means), len(by_seed)) == (6, 2)
-    assert len(unused.findings(frame)) == 4
+    assert (len(means), len(by_seed)) == (8, 2)
+    assert len(unused.findings(frame)) == 6
     assert len(unused.figure(frame).axes) == 2
 
 
