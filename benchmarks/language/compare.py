@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.language import runs
-from benchmarks.language.recipe import PRESETS, Recipe, queries
+from benchmarks.language.recipe import PRESETS, TWO_SIDED, Recipe, queries
 from benchmarks.study import Cell, Study, Tables, lines
 
 QUICK, FULL = 300, 2000  # forward passes
@@ -54,7 +54,8 @@ def of_papers(preset: str, *rates: float, **changes: Any) -> Comparison:
     the same.
     """
     base = PRESETS[preset][1]
-    base = base.replace(batch=8, sentences=1024, clip=0.0, **changes)
+    unclipped = TWO_SIDED | {"clip": 0.0}
+    base = base.replace(batch=8, sentences=1024, **unclipped, **changes)
     return Comparison(base, METHODS, PAIRS, [{"learning_rate": rate} for rate in rates])
 
 

@@ -15,7 +15,7 @@ DTYPES = ("float32", "bfloat16", "int8")
 LENGTH = 24  # tokens of the sentences whose forward pass is timed
 SCALES = Recipe(tuning="scales", dtype="int8", calibrate=True, learning_rate=1e-3)
 # What is tuned: its recipe, and the steps of a quick and a full run.
-RECIPES = {"lora": (PRESETS["quick"][1], 15, 200), "scales": (SCALES, 4, 50)}
+RECIPES = {"lora": (PRESETS["lora-zo"][1], 15, 200), "scales": (SCALES, 4, 50)}
 RUNS = [*((dtype, "lora") for dtype in DTYPES), ("int8", "scales")]
 FLOORS = ["floor_accuracy", "floor_calibrated", "floor_cross_entropy"]
 

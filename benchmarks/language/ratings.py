@@ -16,14 +16,14 @@ import pandas as pd
 
 from benchmarks.language import assets, head, problem, tasks, training
 from benchmarks.language.problem import Batch, Model, Problem, Source
-from benchmarks.language.recipe import PRESETS, Recipe, queries
+from benchmarks.language.recipe import PRESETS, TWO_SIDED, Recipe, queries
 from benchmarks.study import Cell, Row, Study, Tables, Tick, bars
 
 QUICK, FULL = 100, 600  # steps
 # Cores on what the head reads; their step size is for errors of squared ratings. The
 # head that answers is fitted here, to ratings, and tweets are longer than sentences.
 RECIPE = PRESETS["cores-zo"][1].replace(
-    calibrate=False, head="words", longest=32, sentences=2800
+    **TWO_SIDED, calibrate=False, head="words", longest=32, sentences=2800
 )
 
 

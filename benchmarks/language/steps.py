@@ -7,11 +7,11 @@ import pandas as pd
 
 from benchmarks.language import runs, training
 from benchmarks.language.compare import paired
-from benchmarks.language.recipe import PRESETS
+from benchmarks.language.recipe import PRESETS, TWO_SIDED
 from benchmarks.study import Cell, Row, Study, Tables, Tick, bars
 
 # A head on the tuned states hides what the steps did; 1,536 sentences, on both sides.
-BASE = PRESETS["quick"][1].replace(head="words", steps=48)
+BASE = PRESETS["quick"][1].replace(**TWO_SIDED, head="words", steps=48)
 RATES = (0.03, 0.09, 0.27)
 MEAN = {"estimator": "mean", "directions": 4, "steps": 24}  # passes: 4 a step
 SCORES = {"shaping": "z-score", "clip": 0.0}

@@ -657,6 +657,18 @@ def test_presets_are_recipes_that_can_be_written_and_read(tmp_path, name):
     assert recipe.chosen("quick", path, {}) == PRESETS[name][1]
 
 
+def test_what_another_shaping_lacks_falls_away():
+    """Steps that are not normalised are clipped, and the other way round."""
+    options = {"estimator": "first-order", "optimizer": "adam", "learning_rate": 0.03}
+    found = recipe.chosen("quick", None, options)
+    assert (found.shaping, found.clip) == ("none", recipe.default("clip"))
+    options = {"shaping": "z-score", "learning_rate": 0.003}
+    found = recipe.chosen("lora-zo", None, options)
+    assert (found.shaping, found.clip) == ("z-score", 0.0)
+    with pytest.raises(UsageError, match="choose one for none with --learning-rate"):
+        recipe.chosen("quick", None, {"estimator": "zoar"})
+
+
 # -- interruption and resumption -------------------------------------------------------
 
 
@@ -732,19 +744,19 @@ def trained(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "where",
+    ("where", "passes"),
     [
-        "--preset cores-zo --top 2 --rank 4",
-        "--preset prompt-zo",
-        "--preset full-zo --learning-rate 1e-3",
+        ("--preset cores-zo --top 2 --rank 4", 16),
+        ("--preset prompt-zo", 8),
+        ("--preset full-zo --learning-rate 1e-3", 8),
     ],
 )
-def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys, where):
+def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys, where, passes):
     """What predict says is what the saved adapter's run found on the test set."""
     assert _train(tiny, tmp_path, *where.split()) == 0
     assert "Test: accuracy" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["forward_passes"] == 8
+    assert result["forward_passes"] == passes
     for name in ("curve.csv", "curve.png", "settings.json"):
         assert (tmp_path / name).stat().st_size > 0
     rows = tasks.read_tsv(tiny / "dev.tsv")
@@ -758,8 +770,8 @@ def test_the_command_trains_saves_and_predicts(tiny, tmp_path, capsys, where):
 
 
 def test_a_rate_is_found_once_and_kept(tiny, tmp_path, capsys):
-    options = "--preset cores-zo --top 2 --rank 2 --learning-rate auto --batch 32"
-    auto = options.split()
+    options = "--preset cores-zo --top 2 --rank 2 --shaping none --batch 32"
+    auto = [*options.split(), "--learning-rate", "auto"]
     assert _train(tiny, tmp_path, *auto) == 0
     assert "Learning rate" in capsys.readouterr().out
     kept = json.loads((tmp_path / "learning_rate.json").read_text())
