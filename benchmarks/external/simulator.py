@@ -35,7 +35,7 @@ def rms(moved: np.ndarray, query_id: int, *, problem: Problem, suffers: str) -> 
     points[~problem.coarse.is_boundary] += moved
     found = 1e3 * np.sqrt(np.mean(error_field(points, problem) ** 2))
     if not np.isfinite(found):
-        raise faults.SolverError("a triangle is inverted")
+        raise RuntimeError("a triangle is inverted")
     return float(found)
 
 
