@@ -1,8 +1,7 @@
 """A finite-element simulator as a black box: a descent with and without faults.
 
 The objective is that of the mesh task, solved by scikit-fem in other processes: where
-shall the vertices lie, so that the error of the solution is least? A tenth of the
-points have no solution and a twentieth never return.
+shall the vertices lie, so that the error of the solution is least?
 """
 
 import functools
