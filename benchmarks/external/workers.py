@@ -131,7 +131,7 @@ def findings(frame: pd.DataFrame) -> list[str]:
 
 def figure(frame: pd.DataFrame) -> Figure:
     """The share against workers."""
-    return lines(frame, x="workers", y="share", hue="kind", log="x")
+    return lines(frame, x="workers", y="share", hue="kind")
 
 
 STUDY = Study(
