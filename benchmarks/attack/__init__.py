@@ -1,12 +1,9 @@
 """Black-box attack: change a digit until a classifier takes it for something else.
 
-The attacker sees log-probabilities and no gradient. The objective, targeted (largest
-other log-probability) - (that of the next class), untargeted (the label's) - (largest
-other), is negative once the attack holds. The perturbation is clipped to +-0.2 and the
-image to [0, 1] inside it, so that every point asked about keeps to the bounds. All
-methods get the same images, keys, smoothing, optimizer (R-AdaZO), number of queries and
-learning rates; each is judged at the one that is best for it on other images, and at
-the paper's, 0.01. Setting: arXiv 2506.14460, Section 5.
+The attacker sees log-probabilities and no gradient, and moves pixels by 0.2 at most.
+All methods get the same images, keys, smoothing, optimizer (R-AdaZO), number of queries
+and learning rates; each is judged at the one that is best for it on other images, and
+at the paper's, 0.01. Setting: arXiv 2506.14460, Section 5.
 """
 
 import math

@@ -51,16 +51,14 @@ def measure(
     noise_key, places = jax.random.fold_in(jax.random.key(seed), 2), victims.rows
     keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, jnp.asarray(places))
     state = engine.attack(method, loss, images, asked, keys, **options, tick=tick)
-    rates, budget = options["learning_rates"], options["queries"]
-    frame = pd.DataFrame(
-        {
-            "image": np.tile(places, len(rates)),
-            "label": np.tile(victims.labels, len(rates)),
-            "white_box": np.tile(white_box, len(rates)),
-            "learning_rate": np.repeat(rates, len(places)),
-            "queries": np.where(state.success, state.queries, np.inf).T.ravel(),
-        }
-    ).assign(**names, cost=method.cost, budget=budget)
+    each = {"image": places, "label": victims.labels, "white_box": white_box}
+    rates = pd.DataFrame({"learning_rate": options["learning_rates"]})
+    frame = rates.merge(pd.DataFrame(each), how="cross").assign(
+        **names,
+        queries=np.where(state.success, state.queries, np.inf).T.ravel(),
+        cost=method.cost,
+        budget=options["queries"],
+    )
     broken = tuned(frame).query("queries < inf")
     for place in broken.groupby("label").head(1).index:
         rate, image = divmod(place, len(images))

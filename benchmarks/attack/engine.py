@@ -14,8 +14,6 @@ from benchmarks.batching import shared_axes
 from zojax.perturbations import gaussian, rademacher, simplex, sphere
 
 BOUND = 0.2
-BLOCK = 10  # steps between two movements of the progress bar
-
 SMOOTHING = 0.05  # the paper's
 
 
@@ -102,19 +100,12 @@ def attack(
     smoothing: float = SMOOTHING,
     tick: Callable[[float], None] = lambda share: None,
 ) -> State:
-    """Attacks all images with all learning rates at once.
+    """Attacks all images f[n, h, w, c] with all L learning rates at once.
 
-    Args:
-      method, loss: what to attack with, and what is to become negative.
-      images, asked: f[n, h, w, c] in [0, 1], and the classes i32[n] that it is about.
-      keys: n typed keys; the noise of an image is the same for every learning rate.
-      queries: budget of an attack; steps that would exceed it are not taken.
-      learning_rates, smoothing: L of R-AdaZO's, and mu.
-      start: "zero", or "normal" for theta_0 ~ N(0, I).
-      tick: is told the share of the steps that are done.
-
-    Returns:
-      A State with leading axes [n, L], but for keys and counts of the optimizer [n].
+    The noise of an image is named by its key and the same for every learning rate.
+    Steps that would exceed the budget of queries are not taken. The start is zero, or
+    with "normal" N(0, I). The State has leading axes [n, L], but for keys and counts of
+    the optimizer [n].
     """
     num_steps, rates = queries // method.cost, jnp.asarray(learning_rates)
 
@@ -131,10 +122,10 @@ def attack(
         return State(theta, opt_state, success, jnp.zeros((), jnp.int32))
 
     def step(state, rate, image, asked):
-        theta, given = state.theta, {"image": image, "asked": asked}
+        theta, given = state.theta, {"image": image, "asked": asked, "value_fn": loss}
         # The key is in the state: the one given here is not read.
-        update = functools.partial(optimizer(0, rate).update, value_fn=loss, **given)
-        updates, opt_state = update(None, state.opt_state, theta)
+        update = optimizer(0, rate).update
+        updates, opt_state = update(None, state.opt_state, theta, **given)
         moved = optax.apply_updates(theta, updates)
         # Whether an iterate holds is looked up to measure: that is not a query.
         return State(
@@ -149,18 +140,12 @@ def attack(
     over_rates = jax.vmap(begin, (0, None, None, None), shared)
     begin_all = jax.vmap(over_rates, (None, 0, 0, 0))
     over_rates = jax.vmap(step, (shared, 0, None, None), shared)
-    step_all = jax.vmap(over_rates, (0, None, 0, 0))
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def block(state, images, asked, steps):
-        advance = lambda _, state: step_all(state, rates, images, asked)
-        return jax.lax.fori_loop(0, steps, advance, state)
+    step_all = jax.jit(jax.vmap(over_rates, (0, None, 0, 0)), donate_argnums=0)
 
     state = jax.jit(begin_all)(rates, keys, images, asked)
-    for first in range(0, num_steps, BLOCK):
-        steps = min(BLOCK, num_steps - first)
-        state = jax.block_until_ready(block(state, images, asked, steps))
-        tick((first + steps) / num_steps)
+    for n in range(num_steps):
+        state = step_all(state, rates, images, asked)
+        tick((n + 1) / num_steps)
         if state.success.all():
             break
     return state

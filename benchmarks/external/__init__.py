@@ -8,12 +8,10 @@ import logging
 
 from benchmarks import studies
 
-STUDIES = ("workers", "simulator", "kills")
-
 
 def prepare() -> None:
     """Silences failures: they are meant to be, and the tables count them."""
     logging.getLogger("zojax.external").setLevel(logging.ERROR)
 
 
-command = studies.command(__name__, STUDIES, prepare=prepare)
+command = studies.command(__name__, ("workers", "simulator", "kills"), prepare=prepare)

@@ -8,10 +8,6 @@ FAILED, HANGING = 0.10, 0.05  # shares of all points
 FOREVER = 3600.0  # seconds
 
 
-class SolverError(Exception):
-    """The simulator has no value."""
-
-
 def fault_of(query_id: int) -> str | None:
     """What goes wrong at a point: "fails", "hangs" or nothing."""
     drawn = np.random.default_rng([20, query_id]).random()
@@ -24,6 +20,6 @@ def suffer(query_id: int) -> None:
     """Fails, hangs, or returns."""
     fault = fault_of(query_id)
     if fault == "fails":
-        raise SolverError(f"point {query_id} has no solution")
+        raise RuntimeError(f"point {query_id} has no solution")
     if fault == "hangs":
         time.sleep(FOREVER)

@@ -18,7 +18,7 @@ def function(x: np.ndarray, query_id: int, query_key: np.ndarray) -> float:
     """A noisy sum of squares, of which some have no value."""
     time.sleep(0.01)
     if faults.fault_of(query_id) == "fails":
-        raise faults.SolverError("no value")
+        raise RuntimeError("no value")
     return float(np.sum((x - 1.0) ** 2) + np.random.default_rng(query_key).normal())
 
 

@@ -17,19 +17,9 @@ from benchmarks.study import Cell, Row, Study, Tables, Tick, lines
 QUICK, FULL = 5, 20  # times that a run is killed
 
 
-def begin(log: Path) -> subprocess.Popen:
-    """Starts the run whose log this is, or goes on with it."""
-    command = [sys.executable, "-m", "benchmarks.external.killed", str(log.parent)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-def whole(log: Path) -> str:
-    """What a run prints at its end: its params, all bits."""
-    process = begin(log)
-    said = process.communicate()[0]
-    if process.returncode:
-        raise RuntimeError(f"a run ended with status {process.returncode}")
-    return said
+def command(log: Path) -> list[str]:
+    """Begins or goes on with the run whose log this is; prints all bits of its end."""
+    return [sys.executable, "-m", "benchmarks.external.killed", str(log.parent)]
 
 
 def size_of(log: Path) -> int:
@@ -44,20 +34,21 @@ def measure(kills: int, seed: int, tick: Tick) -> list[Row]:
         unbroken, killed = (
             Path(folder) / name / "evaluations.jsonl" for name in ("unbroken", "killed")
         )
-        expected = whole(unbroken)
+        expected = subprocess.check_output(command(unbroken))
         length = size_of(unbroken)
         for i in range(kills):
             tick(i / (kills + 1))
-            before, process = size_of(killed), begin(killed)
+            before = size_of(killed)
+            process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL)
             # Somewhere in its share of the way, anywhere within a step.
             until = before + rng.random() * 2 * (length - before) / (kills - i + 1)
             while process.poll() is None and size_of(killed) <= until:
                 time.sleep(1e-4)
             time.sleep(rng.random() * 0.02)
             process.kill()
-            process.communicate()
+            process.wait()
             rows.append({"kill": i + 1, "written": size_of(killed) / length})
-        same = whole(killed) == expected
+        same = subprocess.check_output(command(killed)) == expected
         ids = [pd.read_json(log, lines=True)["id"] for log in (unbroken, killed)]
     once = ids[1].is_unique and set(ids[0]) == set(ids[1])
     found = {"same_end": same, "each_once": once, "points": len(ids[1])}

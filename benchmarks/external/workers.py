@@ -36,9 +36,9 @@ def wait(x: np.ndarray, query_id: int, *, faulty: bool) -> float:
 
 def command(number: int, *, faulty: bool) -> Any:
     """The program, which is told which of so many points fail and which hang."""
-    found = [faults.fault_of(i) if faulty else None for i in range(number)]
+    found = [faults.fault_of(i) for i in range(number)] if faulty else []
     ids = [
-        ",".join(str(i) for i in range(number) if found[i] == fault)
+        ",".join(str(i) for i, suffered in enumerate(found) if suffered == fault)
         for fault in ("fails", "hangs")
     ]
     program = [sys.executable, "-I", "-S", Path(__file__).with_name("program.py")]
@@ -130,10 +130,8 @@ def findings(frame: pd.DataFrame) -> list[str]:
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    """Seconds against workers, beside those of the evaluations alone."""
-    names = ["seconds", "evaluations alone"]
-    found = frame.melt(["kind", "workers"], names, var_name="of", value_name="s")
-    return lines(found, x="workers", y="s", hue="kind", style="of", log="xy")
+    """The share against workers."""
+    return lines(frame, x="workers", y="share", hue="kind")
 
 
 STUDY = Study(

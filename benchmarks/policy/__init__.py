@@ -6,5 +6,4 @@ same number of environment steps, with the same grid of step sizes and smoothing
 
 from benchmarks import studies
 
-STUDIES = ("returns",)
-command = studies.command(__name__, STUDIES)
+command = studies.command(__name__, ("returns",))

@@ -18,14 +18,8 @@ from zojax.perturbations import gaussian, orthogonal
 from zojax.shaping import centred_ranks
 
 POPULATION = 32  # members of a generation
-
-
-class Run(NamedTuple):
-    """What a run gives."""
-
-    returns: jax.Array  # f[generations], of the mean before each
-    first: Any  # params
-    last: Any
+# For all but SNES: with less momentum than usual, of few generations.
+adam = functools.partial(optax.adam, b1=0.5)
 
 
 class Search(NamedTuple):
@@ -46,11 +40,6 @@ def best_half(values: jax.Array) -> jax.Array:
     return -jnp.maximum(0, jnp.log(count / 2 + 1) - jnp.log(place))
 
 
-def _adam(step_size: Any) -> optax.GradientTransformation:
-    """For all but SNES: with less momentum than usual, of few generations."""
-    return optax.adam(step_size, b1=0.5)
-
-
 def _pairs(start, step_size, smoothing, key, **options) -> Search:
     """Central differences of ours, with these options."""
     estimator = zojax.two_point(
@@ -60,7 +49,7 @@ def _pairs(start, step_size, smoothing, key, **options) -> Search:
         difference="central",
         **options,
     )
-    opt = optax.chain(estimator, _adam(step_size))
+    opt = optax.chain(estimator, adam(step_size))
 
     def ask(state, key):
         del key
@@ -89,9 +78,7 @@ def _theirs(start, key, strategy, options) -> Search:
 
 def _with_adam(start, step_size, smoothing, key, kind) -> Search:
     schedule = lambda generation: smoothing
-    strategy = kind(
-        POPULATION, start, optimizer=_adam(step_size), std_schedule=schedule
-    )
+    strategy = kind(POPULATION, start, optimizer=adam(step_size), std_schedule=schedule)
     return _theirs(start, key, strategy, strategy.default_params)
 
 
@@ -140,9 +127,12 @@ def one_of(number: jax.Array, searches: list[Search]) -> Search:
     return Search(states, choose(asks), choose(tells))
 
 
-def make_run(task: Task, names: tuple[str, ...]) -> Callable[..., Run]:
-    """(number of the method, step size, smoothing, key, generations) -> Run."""
-    player = make(task)
+def make_run(task: Task, names: tuple[str, ...]) -> Callable[..., tuple]:
+    """(number of the method, step size, smoothing, key, generations) -> what it gives.
+
+    Returns f[generations] of the mean before each, the first and the last params.
+    """
+    init, episode = make(task)
 
     def generation(search, state, key):
         ask_key, tell_key, *keys = jax.random.split(key, 4)
@@ -157,7 +147,7 @@ def make_run(task: Task, names: tuple[str, ...]) -> Callable[..., Run]:
         )
         shared = jnp.tile(jax.random.split(keys[0], task.episodes), POPULATION)
         keys = jnp.concatenate([shared, jax.random.split(keys[1], task.judging)])
-        returns = jax.vmap(player.episode)(jax.tree.map(both, members, mean), keys)
+        returns, _ = jax.vmap(episode)(jax.tree.map(both, members, mean), keys)
         of_members, of_mean = jnp.split(returns, [POPULATION * task.episodes])
         costs = -jnp.mean(of_members.reshape(POPULATION, -1), axis=1)
         _, state = search.tell(state, tell_key, members, costs)
@@ -165,13 +155,13 @@ def make_run(task: Task, names: tuple[str, ...]) -> Callable[..., Run]:
 
     def run(number, step_size, smoothing, key, generations):
         init_key, own_key, scan_key = jax.random.split(key, 3)
-        first = player.init(init_key)
+        first = init(init_key)
         setting = first, step_size, smoothing, own_key
         search = one_of(number, [METHODS[name](*setting) for name in names])
         advance = functools.partial(generation, search)
         keys = jax.random.split(scan_key, generations)
         state, returns = jax.lax.scan(advance, search.state, keys)
         (_, last), _ = search.ask(state, scan_key)
-        return Run(returns, first, last)
+        return returns, first, last
 
     return run

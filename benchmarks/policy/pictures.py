@@ -40,13 +40,13 @@ def _scene(axis: Axes, name: str) -> None:
 
 def before_and_after(axes: Sequence[Axes], task: Task, row: pd.Series) -> None:
     """The same episode by the policies of a row, on an axis each."""
-    player = make(task)
-    _, unravel = ravel_pytree(player.init(jax.random.key(0)))
-    film = jax.jit(player.film)
+    init, episode = make(task)
+    _, unravel = ravel_pytree(init(jax.random.key(0)))
+    play = jax.jit(episode)
     titles = ("before", "after")
     for axis, title, colour in zip(axes, titles, COLOURS[1::-1], strict=True):
         params = unravel(np.array(row[title].split(), np.float32))
-        gained, states = film(params, jax.random.key(EPISODE))
+        gained, states = play(params, jax.random.key(EPISODE))
         steps, states = snapshots(np.asarray(states), SNAPSHOTS)
         _scene(axis, task.name)
         for i, lines in enumerate(states):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import seaborn
+from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 from benchmarks.policy.methods import METHODS, OURS, POPULATION, make_run
@@ -29,7 +30,7 @@ LOCKS: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
 
 @functools.cache
 def compiled(task: Task, generations: int, names: tuple[str, ...]) -> Callable:
-    """(number of the method, step size, smoothing, keys of SEEDS) -> Run of each."""
+    """(number of the method, step size, smoothing, keys of SEEDS) -> runs."""
     run = make_run(task, names)
     each = lambda *args: run(*args, generations)
     keys = jax.random.split(jax.random.key(0), SEEDS)
@@ -56,8 +57,9 @@ def measure(
     def play(setting, judges):
         """Runs the seeds; the mean of all their returns."""
         keys_of = keys[SEEDS:] if judges else keys[:SEEDS]
-        found = program(jnp.int32(names.index(method)), *jnp.asarray(setting), keys_of)
-        returns = np.asarray(found.returns)
+        number = jnp.int32(names.index(method))
+        found, *policies = program(number, *jnp.asarray(setting), keys_of)
+        returns = np.asarray(found)
         of_seed, generation = np.indices(returns.shape).reshape(2, -1)
         table = pd.DataFrame(
             {
@@ -73,12 +75,10 @@ def measure(
         )
         if judges:
             ends = generation == returns.shape[1] - 1
-            for name, params in (("before", found.first), ("after", found.last)):
-                leaves = map(np.asarray, jax.tree.leaves(params))
-                flat = [leaf.reshape(SEEDS, -1) for leaf in leaves]
-                numbers = np.concatenate(flat, axis=1)
+            for name, params in zip(("before", "after"), policies, strict=True):
+                numbers = jax.vmap(lambda params: ravel_pytree(params)[0])(params)
                 table.loc[ends, name] = [
-                    " ".join(f"{x:.9g}" for x in row) for row in numbers
+                    " ".join(f"{x:.9g}" for x in row) for row in np.asarray(numbers)
                 ]
         rows.extend(table.to_dict("records"))
         tick(len(rows) / returns.size / (len(grid) + 1))

@@ -1,7 +1,7 @@
 """A policy of flax in an environment, and the return of its episodes."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,31 +39,23 @@ class Policy(nn.Module):
     num_outputs: int
 
     @nn.compact
-    def __call__(self, observation: jax.Array) -> jax.Array:
-        """Returns what an action is made of."""
-        x = observation
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """An observation in; out what an action is made of."""
         for _ in range(2):
             x = jnp.tanh(nn.Dense(WIDTH)(x))
         return nn.Dense(self.num_outputs)(x)
 
 
-class Player(NamedTuple):
-    """What the runs of a task need of it."""
+def make(task: Task) -> tuple[Callable, Callable]:
+    """Key -> params, and (params, key) -> an episode, whose chance is all in its key.
 
-    init: Callable[[jax.Array], Any]  # key -> params
-    episode: Callable[[Any, jax.Array], jax.Array]  # (params, key) -> its return
-    film: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
-    """(params, key) -> the return of an episode, and f[length + 1, lines, 2, 2]: what
-    each of its states looks like, NaN when it is over."""
-
-
-def make(task: Task) -> Player:
-    """All that is random in an episode comes from its key."""
+    That is its return, and f[length + 1, lines, 2, 2], what each of its states looks
+    like, NaN when it is over. Where that is not used, nothing is spent on it.
+    """
     world = task.make_world(task.name)
     policy = Policy(task.num_outputs)
 
-    def play(params, key, shown):
-        """An episode: its return, and what is shown of its states while it lasts."""
+    def episode(params, key):
         observation, state = world.reset(key)
 
         def step(carry, key):
@@ -72,22 +64,14 @@ def make(task: Task) -> Player:
             observation, state, reward, done = world.step(key, state, action)
             # A world that is left alone after its end may leave the numbers.
             reward = jnp.where(alive > 0, jnp.asarray(reward, jnp.float32), 0)
-            seen = shown(state, alive)
+            seen = jnp.where(alive > 0, world.sketch(state), jnp.nan)
             alive = alive * (1 - jnp.asarray(done, jnp.float32))
             return (observation, state, alive), (reward, seen)
 
         start = (observation, state, jnp.ones(()))
         keys = jax.random.split(jax.random.fold_in(key, 1), task.length)
         rewards, seen = jax.lax.scan(step, start, keys)[1]
-        return jnp.sum(rewards), shown(state, 1.0), seen
+        film = jnp.concatenate([world.sketch(state)[None], seen])
+        return jnp.sum(rewards), film
 
-    def film(params, key):
-        shown = lambda state, alive: jnp.where(alive > 0, world.sketch(state), jnp.nan)
-        gained, first, rest = play(params, key, shown)
-        return gained, jnp.concatenate([first[None], rest])
-
-    return Player(
-        lambda key: policy.init(key, world.reset(key)[0]),
-        lambda params, key: play(params, key, lambda state, alive: ())[0],
-        film,
-    )
+    return lambda key: policy.init(key, world.reset(key)[0]), episode

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 
 PyTree = Any
 F = Callable[[PyTree], jax.Array]
@@ -15,11 +16,8 @@ F = Callable[[PyTree], jax.Array]
 
 def _perturb(params: PyTree, key: jax.Array, scale: jax.Array | float) -> PyTree:
     """Params + scale z, z normal noise with a key of its own for each leaf."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))
-    return jax.tree.map(
-        lambda p, k: p + scale * jax.random.normal(k, p.shape, p.dtype), params, keys
-    )
+    noise = optax.tree.random_like(key, params)
+    return jax.tree.map(lambda p, z: p + scale * z, params, noise)
 
 
 def step(f: F, params: PyTree, key: jax.Array, smoothing: float, rate: float) -> PyTree:

@@ -17,17 +17,12 @@ def training(
     population_size: int,
     smoothing: float,
     optimizer: optax.GradientTransformation,
-    seed: int = 0,
 ) -> Callable[[jax.Array], jax.Array]:
     """Whole steps in a scan: x -> the mean after the steps."""
 
     def run(x):
-        es = Open_ES(
-            population_size,
-            x,
-            optimizer=optimizer,
-            std_schedule=optax.constant_schedule(smoothing),
-        )
+        schedule = optax.constant_schedule(smoothing)
+        es = Open_ES(population_size, x, optimizer=optimizer, std_schedule=schedule)
         params = es.default_params
 
         def body(state, key):
@@ -37,7 +32,7 @@ def training(
             state, _ = es.tell(tell_key, population, values, state, params)
             return state, None
 
-        init_key, scan_key = jax.random.split(jax.random.key(seed))
+        init_key, scan_key = jax.random.split(jax.random.key(0))
         state = es.init(init_key, x, params)
         state, _ = jax.lax.scan(body, state, jax.random.split(scan_key, steps))
         return es.get_mean(state)

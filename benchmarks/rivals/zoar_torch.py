@@ -1,9 +1,8 @@
 """ZoAR as a PyTorch training loop, in the manner and settings of the paper's code.
 
-``loop_step`` asks for one value at a time and keeps a list of (direction, value) pairs,
-as a research script does; ``batched_step`` does the same sums with a tensor of K
-directions, the strongest form that the same loop takes in eager PyTorch. Directions are
-gaussian; both spend a query on f(theta) to log it.
+``loop_step`` asks for one value at a time, as a research script does; ``batched_step``
+does the same sums with a tensor of K directions, the strongest form that the same loop
+takes in eager PyTorch. Both spend a query on f(theta) to log it.
 """
 
 import math

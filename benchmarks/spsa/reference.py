@@ -12,6 +12,7 @@ import optax
 import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
+from scipy.optimize import rosen
 
 import zojax
 from benchmarks.study import Cell, Row, Study, Tables, Tick, mean_error
@@ -27,19 +28,13 @@ class Problem(NamedTuple):
     c: float
 
 
-def rosenbrock(x: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
-    left, right = x[..., :-1], x[..., 1:]
-    return (100 * (right - left**2) ** 2 + (1 - left) ** 2).sum(-1)
-
-
 SCALES = np.linspace(1, 10, 10)
 PROBLEMS = {
     "quadratic": Problem(
         lambda x: (SCALES * (x - 1) ** 2).sum(-1) / 2, 10, 0.5, 0.1, 0.3
     ),
     "absolute": Problem(lambda x: np.abs(x - 1).sum(-1), 10, 0.1, 0.1, 0.1),
-    "Rosenbrock": Problem(rosenbrock, 4, 0.1, 0.005, 0.05),
+    "Rosenbrock": Problem(lambda x: rosen(np.moveaxis(x, -1, 0)), 4, 0.1, 0.005, 0.05),
 }
 QUICK, FULL = (100, 200), (500, 1000)  # (runs of each, steps)
 
@@ -95,23 +90,23 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
     return {name: functools.partial(measure, name, *size, seed) for name in PROBLEMS}
 
 
-def distances(frame: pd.DataFrame) -> pd.Series:
-    """Between the means, in standard errors of the difference."""
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """By problem: means, and their distance in standard errors of the difference."""
     ends = frame.groupby(["problem", "who"], sort=False)["end"]
     mean, error = ends.mean().unstack(), ends.sem().unstack()
-    return (mean["ours"] - mean["theirs"]) / np.hypot(error["ours"], error["theirs"])
+    apart = (mean["ours"] - mean["theirs"]) / np.hypot(error["ours"], error["theirs"])
+    return ends.agg(mean_error).unstack().assign(errors_apart=apart)
 
 
 def tables(frame: pd.DataFrame) -> Tables:
     """One row a problem."""
-    ends = frame.groupby(["problem", "who"], sort=False)["end"]
-    found = ends.agg(mean_error).unstack().assign(errors_apart=distances(frame))
-    return {f"f without noise after {frame['steps'].iloc[0]} steps of SPSA": found}
+    title = f"f without noise after {frame['steps'].iloc[0]} steps of SPSA"
+    return {title: summary(frame)}
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
     """Whether they agree."""
-    worst = distances(frame).abs().max()
+    worst = summary(frame)["errors_apart"].abs().max()
     verdict = "agree" if worst < 3 else "DIFFER"
     return [f"Ours and noisyopt's {verdict}: {worst:.1f} standard errors at most."]
 

@@ -19,7 +19,7 @@ with_brax = pytest.mark.skipif(
 
 @installed
 def test_settings_are_chosen_by_other_seeds(monkeypatch):
-    from benchmarks.policy import methods, returns, tasks
+    from benchmarks.policy import returns, tasks
 
     task = tasks.TASKS[0]
 
@@ -31,7 +31,7 @@ def test_settings_are_chosen_by_other_seeds(monkeypatch):
         off = abs(np.array([step_size, smoothing]) - wanted).sum()
         values = np.full((returns.SEEDS, 2), 9.0 - off)
         params = np.ones((returns.SEEDS, 3))
-        return methods.Run(values, 0 * params, params)
+        return values, 0 * params, params
 
     import jax
 
@@ -106,9 +106,9 @@ def test_a_policy_that_does_nothing():
     from benchmarks.policy import pictures, tasks
 
     def still(task):
-        player = tasks.make(task)
-        params = jax.tree.map(jnp.zeros_like, player.init(jax.random.key(0)))
-        gained, film = jax.jit(player.film)(params, jax.random.key(1))
+        init, episode = tasks.make(task)
+        params = jax.tree.map(jnp.zeros_like, init(jax.random.key(0)))
+        gained, film = jax.jit(episode)(params, jax.random.key(1))
         return float(gained), np.asarray(film)
 
     gained, film = still(tasks.TASKS[2])

@@ -89,4 +89,4 @@ def test_a_tiny_run(tmp_path, monkeypatch):
     assert (calls <= 200).all()
     assert (calls > 200 - methods.population_of(2)).all()
     ends = pd.read_csv(tmp_path / "reference" / "reference.csv")
-    assert (reference.distances(ends).abs() < 4).all()
+    assert (reference.summary(ends)["errors_apart"].abs() < 4).all()
