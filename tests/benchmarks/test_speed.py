@@ -193,6 +193,8 @@ def small(monkeypatch):
 @pytest.fixture
 def no_rivals(monkeypatch):
     for package in rivals.NEEDS:
+        for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+            monkeypatch.delitem(sys.modules, name)  # an earlier test's
         monkeypatch.setitem(sys.modules, package, None)
     for name in ("zoar_torch", "open_es"):
         monkeypatch.delitem(sys.modules, f"benchmarks.rivals.{name}", raising=False)
