@@ -37,6 +37,7 @@ def curve_figure(
     zero_shot["calibrated"] = {"accuracy": floors.calibrated}
     levels = zero_shot | (marks or {})
     for axes, measure in zip(out.axes, MEASURES, strict=True):
+        axes.set(title=measure.replace("_", "-"), xlabel="forward passes", ylabel="")
         for colour, (label, level) in zip(COLOURS[::-1], levels.items(), strict=False):
             if measure in level:
                 axes.axhline(level[measure], color=colour, ls=":", label=label)
@@ -46,6 +47,7 @@ def curve_figure(
                 axes.plot(curve["passes"].max(), on_test, "o", color=colour)
     out.axes[0].legend(frameon=False, fontsize=8)
     out.legends.clear()  # seaborn's, which lacks the levels
+    out.tight_layout()
     return out
 
 
