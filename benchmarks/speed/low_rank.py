@@ -22,11 +22,8 @@ NUM_DIRECTIONS, SMOOTHING = 8, 1e-3
 QUICK = ((8, 512, 16), (8, 512, 256))
 FULL = (*QUICK, (8, 2048, 256))
 REPEATS = 7
-FLOOR, COPIES, FACTORS = (
-    "K evaluations",
-    "full rank, all at once",
-    "rank 1, all at once",
-)
+FLOOR, COPIES = "K evaluations", "full rank, all at once"
+FACTORS = "rank 1, all at once"
 # Name: (sampler, chunk_size).
 STEPS = {
     COPIES: (rademacher(), None),
@@ -50,13 +47,10 @@ def evaluations(weights: jax.Array, inputs: jax.Array) -> jax.Array:
 
 def step(sampler: zojax.Sampler, chunk_size: int | None, seed: int) -> Callable:
     """(weights, inputs) -> weights after a step of two_point and SGD."""
-    settings = {"difference": "leave_one_out", "chunk_size": chunk_size}
-    opt = optax.chain(
-        zojax.two_point(
-            SMOOTHING, NUM_DIRECTIONS, key=seed, sampler=sampler, **settings
-        ),
-        optax.sgd(1e-6),
-    )
+    settings = {"sampler": sampler, "chunk_size": chunk_size}
+    settings |= {"key": seed, "difference": "leave_one_out"}
+    first = zojax.two_point(SMOOTHING, NUM_DIRECTIONS, **settings)
+    opt = optax.chain(first, optax.sgd(1e-6))
 
     def run(weights, inputs):
         f = lambda w: model(w, inputs)
@@ -95,9 +89,8 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
 
 def findings(frame: pd.DataFrame) -> list[str]:
     """What rank 1 saves."""
-    return ratios(frame, "over_copies", FACTORS, f"{NUM_DIRECTIONS} copies of params")
+    return ratios(frame, "over_copies", [FACTORS], f"{NUM_DIRECTIONS} copies of params")
 
 
-STUDY = comparison(
-    "Directions of low rank", cells, findings, ("ms", "copies", "over_copies")
-)
+COLUMNS = ("ms", "copies", "over_copies")
+STUDY = comparison("Directions of low rank", cells, findings, COLUMNS)

@@ -74,11 +74,7 @@ def compare(
 ) -> list[Row]:
     """A row for each program: its time a step, and over those of the bases.
 
-    Args:
-      programs: by name.
-      bases: by column, the program that the others are divided by there.
-      repeats: turns.
-      tick: is called with the share that is done.
+    The bases are, by column, the programs that all are divided by there.
     """
     turns = take_turns({n: run for n, (run, _) in programs.items()}, repeats, tick)
     step = {n: [t / programs[n][1] for t in times] for n, times in turns.items()}
@@ -112,11 +108,13 @@ def comparison(
     return Study(title, cells, tables, findings, figure, timed=True)
 
 
-def ratios(frame: pd.DataFrame, column: str, program: str, base: str) -> list[str]:
-    """A sentence on one program's ratios, by cell; none where it was left out."""
-    found = frame[frame["program"] == program]
-    said = [
-        f"{ratio:.3g} ({cell})"
-        for cell, ratio in zip(found["cell"], found[column], strict=True)
-    ]
-    return [f"{program} over {base}: {', '.join(said)}."] if said else []
+def ratios(
+    frame: pd.DataFrame, column: str, programs: Sequence[str], base: str
+) -> list[str]:
+    """A sentence on each program's ratios, by cell; none where it was left out."""
+    out = []
+    for program in programs:
+        found = frame[frame["program"] == program][["cell", column]]
+        said = [f"{ratio:.3g} ({cell})" for cell, ratio in found.values]
+        out += [f"{program} over {base}: {', '.join(said)}."] if said else []
+    return out

@@ -78,9 +78,8 @@ def cells(full: bool, seed: int) -> dict[str, Cell]:
 def findings(frame: pd.DataFrame) -> list[str]:
     """The ratios."""
     return [
-        *ratios(frame, "over_sphere", DAP, SPHERE),
-        *ratios(frame, "over_sphere", SIGNS, SPHERE),
-        *ratios(frame, "over_stored", REPLAYED, SIGNS),
+        *ratios(frame, "over_sphere", (DAP, SIGNS), SPHERE),
+        *ratios(frame, "over_stored", [REPLAYED], SIGNS),
     ]
 
 
