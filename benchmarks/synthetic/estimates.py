@@ -80,14 +80,9 @@ class Method(NamedTuple):
     accepts: Callable[[int], bool] = lambda num_directions: num_directions >= 1
 
 
-def two_stage(combine: str, split: float = 0.5) -> Method:
-    """Algorithm 2 of arXiv 2510.19975."""
-
-    def build(num_directions, key):
-        return zojax.dap(
-            SMOOTHING, num_directions, key=key, split=split, combine=combine
-        )
-
+def _two_stage(combine: str) -> Method:
+    """Algorithm 2 of arXiv 2510.19975, half of the directions in each stage."""
+    build = lambda k, key: zojax.dap(SMOOTHING, k, key=key, combine=combine)
     return Method(build=build, accepts=lambda k: k >= 2)
 
 
@@ -170,8 +165,8 @@ METHODS = {
     "exact DAP, Rademacher": _aligned(_signs),
     "exact DAP, coordinate": _aligned(_coordinate),
     "exact DAP, fixed length": _aligned(_gaussian, fixed_length=True),
-    "two-stage DAP, refined": two_stage("refined"),
-    "two-stage DAP, averaged": two_stage("average"),
+    "two-stage DAP, refined": _two_stage("refined"),
+    "two-stage DAP, averaged": _two_stage("average"),
     "orthogonal": _design(
         perturbations.orthogonal(), "forward", _orthogonal_errors, theory_of_sum=True
     ),

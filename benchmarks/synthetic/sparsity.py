@@ -1,4 +1,4 @@
-"""Where does two-stage DAP pay? From sparse to dense gradients, and by batch split.
+"""Where does two-stage DAP pay? From sparse to dense gradients.
 
 At equal directions, which are equal calls of f, over the error of the sphere.
 """
@@ -11,24 +11,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.study import Cell, Row, Study, Tables, Tick, lines
-from benchmarks.synthetic.estimates import (
-    METHODS,
-    PROBLEMS,
-    Method,
-    Problem,
-    measure,
-    two_stage,
-)
+from benchmarks.synthetic.estimates import METHODS, PROBLEMS, Problem, measure
 
 DENSITIES = (1 / 16, 1 / 4, 1 / 2, 1.0)
 SIZES = (1, 4, 16)  # K over d
 REFINED, AVERAGED = "two-stage DAP, refined", "two-stage DAP, averaged"
 NAMES = ("sphere", "Rademacher", "exact DAP, gaussian", REFINED, AVERAGED)
-SPLITS = {
-    f"{name}, {split:.0%} rough": two_stage(combine, split)
-    for name, combine in (("refined", "refined"), ("averaged", "average"))
-    for split in (0.1, 0.25, 0.5, 0.75, 0.9)
-}
+PRODUCT = "product, d = 16"
 MEASURES = {"tau_error": "large entries", "error": "all entries"}
 
 
@@ -56,20 +45,18 @@ def on_linear(d: int, name: str, seed: int, tick: Tick) -> list[Row]:
     return rows
 
 
-def on_product(name: str, method: Method, seed: int, tick: Tick) -> list[Row]:
+def on_product(name: str, seed: int, tick: Tick) -> list[Row]:
     """Errors on the product of 16 entries, whose gradient has one that is not 0."""
     sizes = [16 * ratio for ratio in SIZES]
-    found = measure(PROBLEMS["product"], method, sizes, jax.random.key(seed))
-    names = {"problem": "product, d = 16", "density": 1 / 16, "method": name}
+    found = measure(PROBLEMS["product"], METHODS[name], sizes, jax.random.key(seed))
+    names = {"problem": PRODUCT, "density": 1 / 16, "method": name}
     return [names | row for row in found]
 
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
-    """The product by split, and linear functions by density."""
-    plain = {name: METHODS[name] for name in NAMES[:2]}
+    """The product, and linear functions by density."""
     return {
-        f"product/{name}": functools.partial(on_product, name, method, seed)
-        for name, method in (plain | SPLITS).items()
+        f"product/{name}": functools.partial(on_product, name, seed) for name in NAMES
     } | {
         f"linear {d}/{name}": functools.partial(on_linear, d, name, seed)
         for d in ((16, 64, 256) if full else (16, 64))
@@ -95,16 +82,17 @@ def tables(frame: pd.DataFrame) -> Tables:
 
 
 def findings(frame: pd.DataFrame) -> list[str]:
-    """An even split on the product, and what is left of it as gradients grow dense."""
+    """On the product, and what is left of it as gradients grow dense."""
     found = ratios(frame).xs("tau_error", level="measure")
-    even = found["refined, 50% rough"].dropna()
-    said = [f"{ratio:.2f} at K = {k}" for (*_, k), ratio in even.items()]
+    even = found.loc[PRODUCT, REFINED]
+    said = [f"{ratio:.2f} at K = {k}" for (_, k), ratio in even.items()]
     text = [
         "Product, large entries, refined at an even split over the sphere:"
         f" {', '.join(said)}."
     ]
+    linear = found.drop(PRODUCT, level="problem")
     for name in (REFINED, AVERAGED):
-        spans = found[name].groupby("density").agg(["min", "max"])
+        spans = linear[name].groupby("density").agg(["min", "max"])
         said = [f"{share:.0%} {a:.2f} to {b:.2f}" for share, a, b in spans.itertuples()]
         text.append(f"{name}, by share of nonzero entries: {', '.join(said)}.")
     return text

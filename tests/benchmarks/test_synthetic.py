@@ -256,7 +256,6 @@ def small(monkeypatch):
     """Every study at a size of seconds."""
     size = runs.Size(10, 10, 5)
     quadratic = {"quadratic": estimates.PROBLEMS["quadratic"]}
-    even = {name: sparsity.SPLITS[name] for name in ("refined, 50% rough",)}
     few = lambda chunk_size, every=projection.estimators: {
         name: every(chunk_size)[name]
         for name in (projection.SPHERE, projection.DAP, projection.SIGNS)
@@ -264,7 +263,7 @@ def small(monkeypatch):
     for module, changes in {
         estimates: {"TRIALS": estimates.CHUNK},
         variance: {"QUICK_SIZES": (4, 32), "PROBLEMS": quadratic},
-        sparsity: {"SIZES": (1, 2), "SPLITS": even, "DENSITIES": (0.25,)},
+        sparsity: {"SIZES": (1, 2), "DENSITIES": (0.25,)},
         convergence: {"QUICK": size, "FUNCTIONS": {"quadratic": functions.quadratic}},
         reproduction: {"QUICK": (runs.Size(10, 500, 1), 2)},
         equivalence: {"QUICK": size},
