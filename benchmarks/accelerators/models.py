@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import zojax
 from benchmarks.accelerators.compiled import devices, operations
-from benchmarks.accelerators.shapes import DATA, MODELS, Layout, layouts
+from benchmarks.accelerators.shapes import DATA, MODELS, Layout, layouts, opt
 from benchmarks.language import cost, problem, training
 from benchmarks.language.recipe import Recipe
 from benchmarks.memory.programs import total_bytes
@@ -156,18 +156,18 @@ def cases(number: int, full: bool) -> list[tuple[str, str, list[str]]]:
     small, large = "OPT-1.3b", "OPT-13b"
     alone = [(small, "one chip", PLAIN + LOW_RANK + REPLAYED)]
     if number == 1:
-        more = [(model, "one chip", PLAIN) for model in ("OPT-125m", "Llama-7b", large)]
+        more = [(model, "one chip", PLAIN) for model in ("OPT-125m", large)]
         return alone + more * full
+    spread = [(small, "params", LOW_RANK), (small, "directions", SPREAD)]
     if number < 8:
-        return [*alone, (large, "params", BOTH), (small, "directions", SPREAD)]
+        return [*alone, (large, "params", BOTH), *spread]
     if number == 8:
         return [
             (large, "params", PLAIN),
             (small, "batch", ["all, signs"]),
-            (small, "directions", SPREAD),
+            *spread,
             (small, "params, batch", ["all, signs"]),
             (small, "params, directions", SPREAD),
-            *[("Llama-7b", "params", PLAIN + LOW_RANK)] * full,
         ]
     return [
         ("OPT-66b", "params, batch", PLAIN),
@@ -192,7 +192,7 @@ def measure(topology: str, model: str, layout: str, label: str, tick: Tick) -> R
     where = layouts(devices(topology))[layout]
     tuned, build = STEPS[label]
     recipe = Recipe(tuning=tuned, dtype="bfloat16")
-    ready = cost.without_sentences(recipe, MODELS[model]())
+    ready = cost.without_sentences(recipe, opt(*MODELS[model]))
     batch = where.place_batch(cost.batch_of(LENGTH))
     value_fn = problem.loss(ready.config, ready.words)
     forward = _compile(where, value_fn, (where.place(ready.params), batch))

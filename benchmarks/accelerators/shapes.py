@@ -14,53 +14,29 @@ from benchmarks.language.transformer import Config
 DATA, MODEL = "data", "model"
 
 
-def _leaf(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+# Layers, width, heads.
+MODELS = {
+    "OPT-125m": (12, 768, 12),
+    "OPT-1.3b": (24, 2048, 32),
+    "OPT-13b": (40, 5120, 40),
+    "OPT-66b": (64, 9216, 72),
+}
 
 
 def opt(layers: int, width: int, heads: int) -> Model:
     """An OPT model's shapes, in bfloat16."""
-    inner = {name: _leaf(layers, width, width) for name in "qkvo"}
-    inner |= {name + "_bias": _leaf(layers, width) for name in ("q", "k", "v", "o")}
+    leaf = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    square, row = leaf(layers, width, width), leaf(layers, width)
+    inner = {"up": leaf(layers, width, 4 * width), "up_bias": leaf(layers, 4 * width)}
+    inner |= {"down": leaf(layers, 4 * width, width), "down_bias": row}
+    for name in "qkvo":
+        inner |= {name: square, name + "_bias": row}
     for norm in ("attention_norm", "mlp_norm"):
-        inner |= {norm: _leaf(layers, width), norm + "_bias": _leaf(layers, width)}
-    inner |= {
-        "up": _leaf(layers, width, 4 * width),
-        "up_bias": _leaf(layers, 4 * width),
-    }
-    inner |= {
-        "down": _leaf(layers, 4 * width, width),
-        "down_bias": _leaf(layers, width),
-    }
-    params = {
-        "embed": _leaf(50_272, width),
-        "positions": _leaf(2050, width),
-        "norm": _leaf(width),
-        "norm_bias": _leaf(width),
-        "layers": inner,
-    }
+        inner |= {norm: row, norm + "_bias": row}
+    params = {"embed": leaf(50_272, width), "positions": leaf(2050, width)}
+    params |= {"norm": leaf(width), "norm_bias": leaf(width), "layers": inner}
     config = Config(heads, heads, width // heads, 1e-5, None, position_offset=2)
     return Model(config, params, None)
-
-
-def llama(layers: int, width: int, heads: int, hidden: int) -> Model:
-    """A Llama model's shapes, in bfloat16."""
-    inner = {name: _leaf(layers, width, width) for name in "qkvo"}
-    inner |= {norm: _leaf(layers, width) for norm in ("attention_norm", "mlp_norm")}
-    inner |= {name: _leaf(layers, width, hidden) for name in ("gate", "up")}
-    inner |= {"down": _leaf(layers, hidden, width)}
-    table = _leaf(32_000, width)
-    params = {"embed": table, "head": table, "norm": _leaf(width), "layers": inner}
-    return Model(Config(heads, heads, width // heads, 1e-5, 1e4), params, None)
-
-
-MODELS = {
-    "OPT-125m": lambda: opt(12, 768, 12),
-    "OPT-1.3b": lambda: opt(24, 2048, 32),
-    "OPT-13b": lambda: opt(40, 5120, 40),
-    "OPT-66b": lambda: opt(64, 9216, 72),
-    "Llama-7b": lambda: llama(32, 4096, 32, 11_008),
-}
 
 
 class Layout(NamedTuple):
@@ -93,10 +69,10 @@ class Layout(NamedTuple):
 
 def _spec(name: str, data: str | None) -> P:
     """Matrices lie as in Megatron: what comes in, or what goes out, over MODEL."""
-    if name in ("embed", "head", "positions"):
+    if name in ("embed", "positions"):
         # Not over rows of a vocabulary, which is seldom a multiple of 32 times chips.
         return P(None, (data, MODEL) if data else MODEL)
-    if name in ("q", "k", "v", "up", "gate"):
+    if name in ("q", "k", "v", "up"):
         return P(None, data, MODEL)
     if name in ("o", "down"):
         return P(None, MODEL, data)

@@ -14,20 +14,17 @@ from matplotlib.figure import Figure
 
 from benchmarks.accelerators.compiled import devices, operations
 from benchmarks.memory.programs import (
+    CHUNKS,
     ESTIMATORS,
     Problem,
-    chunk_label,
     compile_step,
     layers,
-    num_bytes,
     planned,
-    total_bytes,
     vector,
 )
 from benchmarks.study import Cell, Row, Study, Tables, Tick
 
 NUM_DIRECTIONS = 10
-CHUNKS = (None, 1)
 QUICK, FULL = (10_000_000,), (10_000_000, 100_000_000)
 WIDTH = 2048
 SHARDED = 2**30
@@ -45,29 +42,20 @@ def measure(topology: str, problem: Problem, estimator: str, tick: Tick) -> list
         sharding = NamedSharding(mesh, spec or PartitionSpec())
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    forward = total_bytes(jax.jit(problem.f).lower(place(problem.like)).compile())
     rows = []
-    for i, chunk_size in enumerate(CHUNKS):
-        tick((i + 0.5) / (len(CHUNKS) + 0.5))
+    for i, (chunk, chunk_size) in enumerate(CHUNKS.items()):
+        tick(i / len(CHUNKS))
+        row = {"topology": topology, "problem": problem.name, "estimator": estimator}
+        row |= {"chunk": chunk, "jax": jax.__version__}
         case = problem, estimator, NUM_DIRECTIONS, chunk_size
-        row = {
-            "topology": topology,
-            "problem": problem.name,
-            "estimator": estimator,
-            "chunk": chunk_label(chunk_size),
-            "forward": len(chips) * forward / num_bytes(problem.like),
-            "jax": jax.__version__,
-        }
         try:
             _, compiled = compile_step(*case, place)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            row["temporary"] = row["over_forward"] = math.inf
+            row["temporary"] = math.inf
         else:
-            found = planned(problem, compiled)
-            row |= {name: len(chips) * copies for name, copies in found.items()}
-            row["over_forward"] = total_bytes(compiled) / forward
+            row["temporary"] = len(chips) * planned(problem, compiled)["temporary"]
             row |= operations(compiled)
         rows.append(row)
     return rows

@@ -14,7 +14,8 @@ from zojax.perturbations import lazy, rademacher
 PyTree = Any
 SMOOTHING = 1e-3
 NUM_LAYERS, WIDTH, BATCH = 8, 512, 8
-CHUNKS = (None, 4, 1)
+# In words: how many directions are held together.
+CHUNKS = {"all at once": None, "1 at a time": 1}
 
 
 class Problem(NamedTuple):
@@ -76,16 +77,6 @@ ESTIMATORS: dict[str, Callable[[Problem], Factory]] = {
 }
 
 
-def chunks(num_directions: int) -> list[int | None]:
-    """The chunk sizes that differ at K directions."""
-    return [c for c in CHUNKS if c is None or c < num_directions or c == 1]
-
-
-def chunk_label(chunk_size: int | None) -> str:
-    """How many directions are held together, in words."""
-    return "all at once" if chunk_size is None else f"{chunk_size} at a time"
-
-
 def compile_step(
     problem: Problem,
     estimator: str,
@@ -132,5 +123,4 @@ def planned(problem: Problem, compiled: jax.stages.Compiled) -> dict[str, float]
     return {
         "temporary": found.temp_size_in_bytes / copy,
         "arguments": found.argument_size_in_bytes / copy,
-        "total": total_bytes(compiled) / copy,
     }

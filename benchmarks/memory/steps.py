@@ -10,10 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.memory.programs import (
+    CHUNKS,
     ESTIMATORS,
     Problem,
-    chunk_label,
-    chunks,
     compile_step,
     layers,
     planned,
@@ -31,17 +30,17 @@ def measure(problem: Problem, estimator: str, tick: Tick) -> list[Row]:
     cases = [
         (k, chunk)
         for k in DIRECTIONS
-        for chunk in chunks(k)
+        for chunk in CHUNKS
         # Each of the two stages of DAP needs a direction.
         if k > 1 or not estimator.startswith("dap")
     ]
     rows = []
-    for i, (k, chunk_size) in enumerate(cases):
+    for i, (k, chunk) in enumerate(cases):
         tick(i / len(cases))
-        _, compiled = compile_step(problem, estimator, k, chunk_size)
+        _, compiled = compile_step(problem, estimator, k, CHUNKS[chunk])
         names = {"problem": problem.name, "estimator": estimator, "num_directions": k}
-        names["chunk"] = chunk_label(chunk_size)
-        rows.append(names | planned(problem, compiled) | device_line())
+        row = names | {"chunk": chunk} | planned(problem, compiled) | device_line()
+        rows.append(row)
     return rows
 
 
@@ -69,7 +68,7 @@ def tables(frame: pd.DataFrame) -> Tables:
 
 def findings(frame: pd.DataFrame) -> list[str]:
     """What more directions cost one at a time; K = 1 needs no loop, and is left out."""
-    looped = frame[(frame["chunk"] == chunk_label(1)) & (frame["num_directions"] > 1)]
+    looped = frame.query("chunk == '1 at a time' and num_directions > 1")
     copies = looped.groupby(["estimator", "problem"], sort=False)["temporary"]
     growth = (copies.max() - copies.min()).groupby("estimator", sort=False).max()
     last = frame.iloc[-1]
