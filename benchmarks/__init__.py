@@ -7,8 +7,6 @@ from collections.abc import Collection
 
 import click
 
-__all__ = ["UsageError", "chosen"]
-
 
 class UsageError(click.ClickException):
     """Something that the user can put right: shown as one line, no traceback."""

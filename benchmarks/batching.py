@@ -1,12 +1,8 @@
 """Runs that differ in a step size only: batched so that noise is drawn once for all."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax
-
-__all__ = ["shared_axes"]
 
 
 def shared_axes(state: Any) -> Any:

@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 
 from benchmarks import UsageError
 
-__all__ = ["begin", "draw", "save"]
-
 
 def save(path: Path, data: bytes | str) -> None:
     """Replaces a file in one go, so that an interrupted run leaves whole ones."""
@@ -38,14 +36,7 @@ def draw(path: Path, figure: Figure) -> None:
 def begin(
     folder: Path, settings: dict[str, Any], old: Sequence[str], resume: bool
 ) -> None:
-    """Starts afresh, or checks that what is to be resumed has these settings.
-
-    Args:
-      folder: where the run keeps its files, and its settings beside them.
-      settings: what the files depend on.
-      old: files and folders in it that a fresh start removes.
-      resume: whether to keep them.
-    """
+    """Keeps the settings and removes what is old; resumed, compares the settings."""
     path = folder / "settings.json"
     settings = json.loads(json.dumps(settings))  # a tuple comes back as a list
     if not (resume and path.exists()):

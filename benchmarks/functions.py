@@ -1,20 +1,7 @@
 """Objectives on R^d: the test functions of both papers, minimum 0 unless said."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
-
-__all__ = [
-    "FUNCTIONS",
-    "ackley",
-    "cos_turns",
-    "levy",
-    "product",
-    "quadratic",
-    "rastrigin",
-    "rosenbrock",
-]
 
 
 def quadratic(x: jax.Array) -> jax.Array:

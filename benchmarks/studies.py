@@ -48,40 +48,18 @@ def command(
     on_demand = on_demand or {}
     task = package.rpartition(".")[2]
     also = "".join(f"; also {name}, which {what}" for name, what in on_demand.items())
-    workers = min(os.cpu_count() or 1, 4)
+    option = lambda name, help, **kind: click.Option([f"--{name}"], help=help, **kind)
+    which = f"which to run, separated by commas{also}"
+    jobs = {"type": click.IntRange(1), "default": min(os.cpu_count() or 1, 4)}
+    where = f"folder; by default results/{task}, or results/{task}-full"
+    kept = "keep the cells that the folder has; otherwise it is overwritten"
     shared = [
-        click.Option(
-            ["--studies"],
-            default=",".join(names),
-            help=f"which to run, separated by commas{also}",
-        ),
-        click.Option(
-            ["--full"],
-            is_flag=True,
-            help="the papers' sizes and more seeds; resumable",
-        ),
-        click.Option(
-            ["--seed"],
-            type=SEEDS,
-            default=0,
-            help="of noise and random objectives",
-        ),
-        click.Option(
-            ["--jobs"],
-            type=click.IntRange(1),
-            default=workers,
-            help="cells at a time; studies that measure time run alone",
-        ),
-        click.Option(
-            ["--output"],
-            type=click.Path(path_type=Path),
-            help=f"folder; by default results/{task}, or results/{task}-full",
-        ),
-        click.Option(
-            ["--resume"],
-            is_flag=True,
-            help="keep the cells that the folder has; otherwise it is overwritten",
-        ),
+        option("studies", which, default=",".join(names)),
+        option("full", "the papers' sizes and more seeds; resumable", is_flag=True),
+        option("seed", "of noise and random objectives", type=SEEDS, default=0),
+        option("jobs", "cells at a time; studies that measure time run alone", **jobs),
+        option("output", where, type=click.Path(path_type=Path)),
+        option("resume", kept, is_flag=True),
     ]
 
     def run(studies, full, seed, jobs, output, resume, **own):

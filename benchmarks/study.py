@@ -11,21 +11,6 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-__all__ = [
-    "COLOURS",
-    "Cell",
-    "Row",
-    "Study",
-    "Tables",
-    "Tick",
-    "bars",
-    "lines",
-    "mean_error",
-    "plain",
-    "printed",
-    "with_error",
-]
-
 Tick = Callable[[float], None]
 """Takes the share of a cell that is done; raises to stop it."""
 

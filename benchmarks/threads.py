@@ -1,13 +1,9 @@
 """Independent pieces of work in threads, kept as they end, stopped together."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
-
-__all__ = ["run_all"]
 
 Name = TypeVar("Name")
 Result = TypeVar("Result")

@@ -122,30 +122,28 @@ def _spread_and_added(ready: problem.Problem, layout: Layout) -> Program:
     return _all_parameters(ready, advance, lambda params: np.int32(0))
 
 
-# Label: (what is tuned, (problem, layout) -> program).
-STEPS: dict[str, tuple[str, Callable[[problem.Problem, Layout], Program]]] = {
-    "backprop, SGD": ("all", functools.partial(_by_recipe, estimator="first-order")),
-    "all, signs": ("all", _by_recipe),
-    "all, gaussian": ("all", functools.partial(_by_recipe, sampler="gaussian")),
-    "LoRA, signs": ("lora", functools.partial(_by_recipe, tuning="lora")),
-    f"low rank, K = {MEMBERS}": ("all", _low_rank),
-    f"low rank, K = {MEMBERS}, both sides": (
-        "all",
-        functools.partial(_low_rank, difference="central"),
+LORA = "LoRA, signs"  # all others tune all parameters
+# Label: (problem, layout) -> program.
+STEPS: dict[str, Callable[[problem.Problem, Layout], Program]] = {
+    "backprop, SGD": functools.partial(_by_recipe, estimator="first-order"),
+    "all, signs": _by_recipe,
+    "all, gaussian": functools.partial(_by_recipe, sampler="gaussian"),
+    LORA: functools.partial(_by_recipe, tuning="lora"),
+    f"low rank, K = {MEMBERS}": _low_rank,
+    f"low rank, K = {MEMBERS}, both sides": functools.partial(
+        _low_rank, difference="central"
     ),
-    "zoar, replay, N = 5": (
-        "all",
-        functools.partial(_replayed, factory=zojax.zoar, num_directions=1),
+    "zoar, replay, N = 5": functools.partial(
+        _replayed, factory=zojax.zoar, num_directions=1
     ),
-    "dap, replay, K = 4": (
-        "all",
-        functools.partial(_replayed, factory=zojax.dap, num_directions=4),
+    "dap, replay, K = 4": functools.partial(
+        _replayed, factory=zojax.dap, num_directions=4
     ),
-    "all, signs, spread": ("all", _spread),
-    "all, signs, spread, added": ("all", _spread_and_added),
+    "all, signs, spread": _spread,
+    "all, signs, spread, added": _spread_and_added,
 }
 BOTH = ["all, signs", "all, gaussian"]
-PLAIN = ["backprop, SGD", *BOTH, "LoRA, signs"]
+PLAIN = ["backprop, SGD", *BOTH, LORA]
 LOW_RANK = [name for name in STEPS if name.startswith("low rank")]
 REPLAYED = [name for name in STEPS if "replay" in name]
 SPREAD = ["all, signs, spread", "all, signs, spread, added"]
@@ -190,14 +188,13 @@ def needed(error: Exception) -> float:
 def measure(topology: str, model: str, layout: str, label: str, tick: Tick) -> Row:
     """What the compiler plans for one step, beside the forward pass."""
     where = layouts(devices(topology))[layout]
-    tuned, build = STEPS[label]
-    recipe = Recipe(tuning=tuned, dtype="bfloat16")
+    recipe = Recipe(tuning="lora" if label == LORA else "all", dtype="bfloat16")
     ready = cost.without_sentences(recipe, opt(*MODELS[model]))
     batch = where.place_batch(cost.batch_of(LENGTH))
     value_fn = problem.loss(ready.config, ready.words)
     forward = _compile(where, value_fn, (where.place(ready.params), batch))
     tick(0.2)
-    program = build(ready, where)
+    program = STEPS[label](ready, where)
     args = (*map(where.place, program.args), batch)
     row = {
         "topology": topology,
@@ -219,8 +216,7 @@ def measure(topology: str, model: str, layout: str, label: str, tick: Tick) -> R
         temporary = compiled.memory_analysis().temp_size_in_bytes
         row |= {"bytes": total_bytes(compiled), "temporary": temporary}
         row |= operations(compiled)
-    over = row["bytes"] / row["forward"]
-    return row | {"over_forward": over}
+    return row | {"over_forward": row["bytes"] / row["forward"]}
 
 
 def cells(topology: Sequence[str], full: bool, seed: int) -> dict[str, Cell]:
@@ -264,9 +260,8 @@ def findings(frame: pd.DataFrame) -> list[str]:
         ours = part[part["step"] != "backprop, SGD"]
         worst = ours.loc[ours["over_forward"].idxmax()]
         refused = ours[~ours["fits"].astype(bool)]
-        fits = (
-            f"{len(refused)} of {len(ours)} do not fit" if len(refused) else "all fit"
-        )
+        few = f"{len(refused)} of {len(ours)} do not fit"
+        fits = few if len(refused) else "all fit"
         out.append(
             f"{chip}: forward-only steps need at most {worst['over_forward']:.3f} of"
             f" the forward pass ({worst['model']}, {worst['layout']},"

@@ -69,15 +69,8 @@ def make_descent(
 ) -> Callable[..., tuple[list[int], list[float], Params]]:
     """Returns run(params, key, step_size, tick) -> (iterations, values, last params).
 
-    The first two are a curve, from the start on. It is compiled once for all calls.
-
-    Args:
-      value_fn: params -> f[]; inf where the mesh cannot be solved.
-      problem: says which meshes are sound; a step to one that is not is shortened.
-      name: of METHODS, or EXACT.
-      num_directions: K.
-      iterations: of gradient descent.
-      cosine: whether its step decays to 0 by half a cosine wave.
+    The first two are a curve, from the start on. It is compiled once for all calls. A
+    step to a mesh that is not sound is shortened; ``cosine`` lets steps decay to 0.
     """
     decay = optax.cosine_decay_schedule(1.0, iterations)
     seen = np.linspace(0, iterations, NUM_POINTS + 1).round().astype(int)
