@@ -443,7 +443,7 @@ def test_a_head_after_the_steps_reads_the_tuned_states(ready):
     run = training.start(chosen, made)
     cores = jax.tree.map(lambda core: core + 0.5, run.tuned["cores"])
     run = run._replace(tuned={**run.tuned, "cores": cores})
-    tuned = training.with_last_head(chosen, made, run).tuned
+    tuned = training.with_last_head(chosen, made, run)["adapter"]
     config, model = made.config, made.params["model"]
 
     def states(adapter, batch):
@@ -456,10 +456,11 @@ def test_a_head_after_the_steps_reads_the_tuned_states(ready):
     np.testing.assert_allclose(
         found, states(tuned, made.test) @ slope + bias, atol=5e-3
     )
-    before = training.with_last_head(chosen, made, training.start(chosen, made)).tuned
-    assert np.abs(before["head"]["final"] - tuned["head"]["final"]).max() > 1e-2
+    before = training.with_last_head(chosen, made, training.start(chosen, made))
+    gap = before["adapter"]["head"]["final"] - tuned["head"]["final"]
+    assert np.abs(gap).max() > 1e-2
     words = chosen.replace(head="words")
-    assert training.with_last_head(words, made, run) is run
+    assert training.with_last_head(words, made, run)["adapter"] is run.tuned
 
 
 @pytest.mark.parametrize("name", ["opt", "opt-post-norm", "llama"])
