@@ -355,11 +355,7 @@ def make(
     splits: tasks.Splits,
     tick: Tick = lambda share: None,
 ) -> Problem:
-    """Makes a recipe's problem from a model and sentences.
-
-    Raises:
-      UsageError: where the recipe does not fit the model or the sentences.
-    """
+    """A recipe's problem, or a UsageError where model or sentences do not fit it."""
     config, params, tokenizer = model
     train = tasks.encode(tokenizer, splits.train, recipe.longest)
     if len(train.labels) < recipe.batch:
