@@ -55,8 +55,7 @@ def _action(name: str, help: str, *options: click.Parameter) -> click.Command:
         module = importlib.import_module("benchmarks.language.actions")
         getattr(module, name)(**given)
 
-    about = "folder of the default model and sentences"
-    cache = click.Option(["--cache"], type=click.Path(path_type=Path), help=about)
+    cache = _file("--cache", "folder of the default model and sentences")
     return click.Command(name, callback=run, params=[cache, *options], help=help)
 
 
@@ -115,7 +114,7 @@ def command(ctx: click.Context) -> None:
         ctx.invoke(TRAIN)
 
 
+for _command in (SETUP, TRAIN, PREDICT):
+    command.add_command(_command)
 STUDY = studies.command(__name__, ("curves", "compare", "cost"), ON_DEMAND)
-for _name, _command in (("setup", SETUP), ("train", TRAIN), ("predict", PREDICT)):
-    command.add_command(_command, _name)
 command.add_command(STUDY, "study")

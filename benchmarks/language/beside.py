@@ -26,10 +26,8 @@ def measure(
         program = jax.jit(run).lower(*args).compile()
         calls[name] = functools.partial(program, *args)
         sizes[name] = total_bytes(program)
-    first, timed = (
-        next(iter(programs)),
-        {name: (call, 1) for name, call in calls.items()},
-    )
+    first, *_ = programs
+    timed = {name: (call, 1) for name, call in calls.items()}
     rows = compare(timed, {"time": first}, turns, tick)
     for row in rows:
         size = sizes[row["program"]]
@@ -46,7 +44,7 @@ def tables(frame: pd.DataFrame) -> Tables:
 
 def study(title: str, rows: Callable[[int, Tick], list[Row]]) -> Study:
     """The study of programs that take turns, in one cell: (turns, tick) -> rows."""
-    cell = lambda full: functools.partial(rows, FULL if full else QUICK)
+    turns = lambda full: FULL if full else QUICK
+    cells = lambda full, seed: {"turns": functools.partial(rows, turns(full))}
     figure = functools.partial(bars, x="time", y="setting", hue="program")
-    cells = lambda full, seed: {"turns": cell(full)}
     return Study(title, cells, tables, lambda frame: [], figure, timed=True)

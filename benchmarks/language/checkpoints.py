@@ -184,11 +184,7 @@ def load_folder(folder: Path, dtype: Any = jnp.float32) -> tuple[Config, Params]
         return config, _build(tensors, layers, PARTS[kind], top, dtype)
     except KeyError as error:
         raise UsageError(f"{folder / 'config.json'} lacks {error}") from None
-    except (
-        OSError,
-        SafetensorError,
-        *(TypeError, ValueError, ArithmeticError),
-    ) as error:
+    except (OSError, SafetensorError, TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(f"cannot read {folder}: {error}") from None
 
 

@@ -49,7 +49,7 @@ def train(preset: str, seed: int, tick: Tick) -> list[Row]:
     rows = runs.measure(preset, recipe, tick, every=every)
     ready, _ = runs.ready(recipe)
     batch = ready.train.take(slice(recipe.batch))
-    planned = training.step_bytes(recipe, ready, batch)
+    planned = total_bytes(training.compiled_step(recipe, ready, batch))
     return [row | {"step_mb": planned / 1e6} for row in rows]
 
 

@@ -32,34 +32,31 @@ def _begin(config: Config, params: Params, shared: jax.Array, batch: int) -> Tex
 def generate(
     config: Config,
     params: Params,
+    shared: jax.Array,
     tokens: jax.Array,
     last: jax.Array,
     number: int,
-    *,
-    shared: jax.Array | None = None,
 ) -> jax.Array:
     """Continues prompts i32[B, T] by N tokens, each the most likely one: i32[B, N].
 
-    Prompts are padded on the right, ``last`` i32[B] is the index of each one's last
-    token. They run once; each further token runs alone, beside the keys and values that
-    every layer kept of what came before it. All may begin with ``shared`` i32[S].
+    Before each comes ``shared`` i32[S]. Prompts are padded on the right, ``last``
+    i32[B] is the index of each one's last token. They run once; each further token runs
+    alone, beside the keys and values that every layer kept of what came before it.
     """
-    batch, rows = len(last), jnp.arange(len(last))
-    before = None if shared is None else _begin(config, params, shared, batch)
-    start = jnp.zeros(batch, jnp.int32) if before is None else before.length
-    x = embed(config, params, tokens, {}, start)
+    rows = jnp.arange(len(last))
+    before = _begin(config, params, shared, len(last))
+    x = embed(config, params, tokens, {}, before.length)
     x, own = run_layers(config, params["layers"], x, {}, before)
     token = _next(config, params, x[rows, last])
     # [B, L, S + T + N - 1, heads, size]: padding is overwritten, token by token.
     room = ((0, 0), (0, 0), (0, number - 1), (0, 0), (0, 0))
     kept = [jnp.pad(jnp.moveaxis(own[name], 1, 0), room) for name in "kv"]
-    if before is not None:
-        parts = zip((before.k, before.v), kept, strict=True)
-        kept = [jnp.concatenate(part, axis=2) for part in parts]
+    parts = zip((before.k, before.v), kept, strict=True)
+    kept = [jnp.concatenate(part, axis=2) for part in parts]
 
     def step(carry, i):
         token, kept = carry
-        place = start + last + 1 + i
+        place = before.length + last + 1 + i
         x = embed(config, params, token[:, None], {}, place)
         x, own = run_layers(config, params["layers"], x, {}, Text(*kept, place))
         put = lambda name, old: old.at[rows, :, place].set(

@@ -8,7 +8,7 @@ import pandas as pd
 from benchmarks.language import beside, cost, problem, runs, training
 from benchmarks.language.problem import Source
 from benchmarks.language.recipe import PRESETS, Recipe
-from benchmarks.memory.programs import num_bytes
+from benchmarks.memory.programs import num_bytes, total_bytes
 from benchmarks.study import Cell, Row, Study, Tables, Tick, bars
 
 DTYPES = ("float32", "bfloat16", "int8")
@@ -33,7 +33,7 @@ def forward_passes(turns: int, tick: Tick) -> list[Row]:
     for dtype, tuned in RUNS:
         recipe = Recipe(tuning=tuned, dtype=dtype)
         ready = cost.without_sentences(recipe, models[dtype])
-        planned = training.step_bytes(recipe, ready, batch)
+        planned = total_bytes(training.compiled_step(recipe, ready, batch))
         rows[dtype] |= {f"{tuned}_mb": planned / 1e6}
         rows[dtype] |= {"weights_mb": num_bytes(params[dtype]) / 1e6}
     return list(rows.values())

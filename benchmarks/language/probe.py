@@ -8,8 +8,6 @@ sentences, or after several layers side by side, the penalty by cross-validation
 import itertools
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -18,7 +16,6 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.language import head, problem, tasks
 from benchmarks.language.problem import Batch, Model, Source
-from benchmarks.language.transformer import embed, finish, run_layers
 from benchmarks.study import Tick
 
 PENALTIES = tuple(float(c) for c in np.logspace(-4, 0, 9))  # scikit-learn's C
@@ -34,19 +31,11 @@ class Features(NamedTuple):
 
 def features(model: Model, examples: Batch, tick: Tick) -> Features:
     """Runs the frozen model once over each sentence."""
-    config, params, _ = model
-    at = head.read_depths(len(params["layers"]["q"]))
-
-    @jax.jit
-    def run(params, some):
-        x = embed(config, params, some.inputs, {})
-        x, own = run_layers(config, params["layers"], x, {}, read=some.last)
-        # What the logits are made of, in place of the last layer's own states.
-        final = finish(config, params, x[jnp.arange(len(x)), some.last])
-        return jnp.stack([*(own["state"][depth - 1] for depth in at[:-1]), final], 1)
-
-    states = problem.in_groups(lambda some: run(params, some), examples, tick)
-    return Features(states, examples.labels)
+    params = {"model": model.params, "adapter": {}}
+    states, final = problem.states_of(model.config, params, examples, tick)
+    # What the logits are made of, in place of the last layer's own states.
+    read = [states[depth - 1] for depth in head.read_depths(len(states))[:-1]]
+    return Features(np.stack([*read, final], axis=1), examples.labels)
 
 
 def of_one_layer(

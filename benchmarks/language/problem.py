@@ -35,14 +35,13 @@ PREDICTING = slice(4096)  # those whose labels directions predict, in wide layer
 FIXED = ("bases", "bias", "head")  # parts of an adapter that are not tuned
 START = "Classify the sentiment of this movie review sentence:"
 STACKED = ("layers", "embed", "head", "positions")  # slices along the first axis
-DEFAULT_MODEL, DEFAULT_TASK = "smollm2", "movies"
 
 
 class Source(NamedTuple):
     """Where the model and the sentences come from."""
 
-    model: str = DEFAULT_MODEL
-    task: str = DEFAULT_TASK
+    model: str = "smollm2"
+    task: str = "movies"
     data: Path | None = None
     cache: Path | None = None
 
@@ -91,7 +90,7 @@ def load_model(source: Source, dtype: str = "float32") -> Model:
     if dtype == "int8":
         model = load_model(source)
         return model._replace(params=quantized.quantize(model.params))
-    if source.model == DEFAULT_MODEL:
+    if source.model == "smollm2":
         reader = checkpoints.open_gguf(assets.path_of("model", source.cache))
         config, params = checkpoints.of_gguf(reader)
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
@@ -214,16 +213,18 @@ def logits(
 
 
 def states_of(
-    config: Config, model: Params, adapter: Adapter, batch: Batch
+    config: Config,
+    params: dict[str, Any],
+    batch: Batch,
+    tick: Tick = lambda share: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a head is fitted on, f[L, N, D] and f[N, D]: each sentence is run once."""
-    params = {"model": model, "adapter": adapter}
 
     def run(some):
         states, final = _compiled_states(config, params, some)
         return np.moveaxis(states, 0, 1), final
 
-    states, final = in_groups(run, batch)
+    states, final = in_groups(run, batch, tick)
     return np.moveaxis(states, 1, 0), final
 
 
@@ -354,11 +355,7 @@ def make(
     splits: tasks.Splits,
     tick: Tick = lambda share: None,
 ) -> Problem:
-    """Makes a recipe's problem from a model and sentences.
-
-    Raises:
-      UsageError: where the recipe does not fit the model or the sentences.
-    """
+    """A recipe's problem, or a UsageError where model or sentences do not fit it."""
     config, params, tokenizer = model
     train = tasks.encode(tokenizer, splits.train, recipe.longest)
     if len(train.labels) < recipe.batch:
@@ -387,10 +384,10 @@ def make(
         adapter = start_adapter(recipe, config, params, virtual)
     if recipe.norms:
         adapter |= tuning.norms(params)
-    if recipe.head == "before":
-        read = states_of(config, params, adapter, batches[0])
-        adapter["head"] = head.fit(*read, train.labels, bottom)
     parts = {"model": params, "adapter": adapter}
+    if recipe.head == "before":
+        read = states_of(config, parts, batches[0])
+        adapter["head"] = head.fit(*read, train.labels, bottom)
     if recipe.calibrate:
         margins = np.diff(logits(config, parts, batches[0].take(CALIBRATION), words))
         half = np.median(margins) / 2

@@ -31,13 +31,12 @@ def ready(model: Model, recipe: Recipe, source: Source, tick: Tick) -> Problem:
     """The tweets' problem, its labels ratings, its start the head on frozen states."""
     tweets = tasks.rated(assets.path_of("tweets", source.cache))
     made = problem.make(recipe, model, tweets, tick)
-    params, adapter = made.params["model"], made.params["adapter"]
-    states, final = problem.states_of(made.config, params, adapter, made.train)
-    fitted = head.fit(states, final, made.train.labels, made.bottom, head.ridge)
+    read = problem.states_of(made.config, made.params, made.train)
+    fitted = head.fit(*read, made.train.labels, made.bottom, head.ridge)
     flag = lambda parts: parts | {"adapter": parts["adapter"] | {"head": False}}
     return dataclasses.replace(
         made,
-        params={"model": params, "adapter": adapter | {"head": fitted}},
+        params=made.params | {"adapter": made.params["adapter"] | {"head": fitted}},
         trainable=flag(made.trainable),
         stacked=flag(made.stacked),
     )

@@ -89,7 +89,7 @@ def writer(model: Model, number: int = ANSWER) -> Callable[[Params, Any], jax.Ar
 
     def write(params, tokens):
         last = jnp.full(len(tokens), tokens.shape[1] - 1, jnp.int32)
-        return generate(model.config, params, tokens, last, number, shared=example)
+        return generate(model.config, params, example, tokens, last, number)
 
     return write
 

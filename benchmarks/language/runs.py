@@ -51,7 +51,8 @@ def measure(
     common = {"name": name, "prepared": time.monotonic() - begin}
     common |= recipe.model_dump()
     common |= {f"floor_{key}": value for key, value in floors._asdict().items()}
-    run, test = training.train_and_test(recipe, made, tick, every=every)
+    run, params = training.trained(recipe, made, tick, every)
+    test = problem.evaluate(made, params, made.test)
     # What was run once: texts and the layers below, where a recipe keeps these.
     sentences = len(made.train.labels)
     once = sentences if recipe.top or recipe.after_text else 0

@@ -27,9 +27,7 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
     # Norms alone have no directions of their own that could predict.
     "norms alone": ({"tuning": "norms", "predicting": False}, NORMS),
     "norms beside cores": ({"norms": True}, NORMS),
-    "all positions": ({"after_text": False}, RATES[:2]),
 }
-FULL = ("all positions",)  # half a minute a step where others take one
 
 
 def run(method: str, rate: Any, seed: int, tick: Tick) -> Row:
@@ -61,8 +59,7 @@ def measure(method: str, seed: int, tick: Tick) -> list[Row]:
 
 
 def cells(full: bool, seed: int) -> dict[str, Cell]:
-    names = [name for name in METHODS if full or name not in FULL]
-    return {name: functools.partial(measure, name, seed) for name in names}
+    return {name: functools.partial(measure, name, seed) for name in METHODS}
 
 
 def tables(frame: pd.DataFrame) -> Tables:

@@ -13,19 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from jax.stages import Compiled
 
 import zojax
 from benchmarks import UsageError
 from benchmarks.language import head
-from benchmarks.language.problem import Batch, Problem, Score, evaluate, loss, states_of
-from benchmarks.language.recipe import (
-    SAMPLERS,
-    Recipe,
-    batch_at,
-    optimizer,
-    queries,
-)
-from benchmarks.memory.programs import total_bytes
+from benchmarks.language.problem import Batch, Problem, evaluate, loss, states_of
+from benchmarks.language.recipe import SAMPLERS, Recipe, batch_at, optimizer, queries
+from benchmarks.study import Tick
 
 REPEATS = 16  # estimates that a learning rate is found along
 
@@ -82,9 +77,7 @@ def make_step(
     return opt, step
 
 
-def compiled_step(
-    recipe: Recipe, problem: Problem, batch: Batch
-) -> jax.stages.Compiled:
+def compiled_step(recipe: Recipe, problem: Problem, batch: Batch) -> Compiled:
     """The step for a batch of this size; the problem may be shapes alone."""
     part = tuned_part(recipe)
     frozen = {name: leaf for name, leaf in problem.params.items() if name != part}
@@ -92,11 +85,6 @@ def compiled_step(
     state = jax.eval_shape(opt.init, problem.params)
     step = jax.jit(step, donate_argnums=(0, 1))
     return step.lower(problem.params[part], state, frozen, batch).compile()
-
-
-def step_bytes(recipe: Recipe, problem: Problem, batch: Batch) -> int:
-    """Planned bytes of that step."""
-    return total_bytes(compiled_step(recipe, problem, batch))
 
 
 def start(recipe: Recipe, problem: Problem) -> Run:
@@ -217,38 +205,24 @@ def train(
     return run
 
 
-def with_last_head(recipe: Recipe, problem: Problem, run: Run) -> Run:
-    """The run with a head on the tuned model's states, where its recipe wants one."""
+def with_last_head(recipe: Recipe, problem: Problem, run: Run) -> dict[str, Any]:
+    """A run's params, with a head on the tuned model's states where it ends in one."""
+    params = problem.params | {tuned_part(recipe): run.tuned}
     if recipe.head != "after":
-        return run
-    model = problem.params["model"]
-    read = states_of(problem.config, model, run.tuned, problem.train)
+        return params
+    read = states_of(problem.config, params, problem.train)
     fitted = head.fit(*read, problem.train.labels, problem.bottom)
-    return run._replace(tuned={**run.tuned, "head": fitted})
+    return params | {"adapter": run.tuned | {"head": fitted}}
 
 
-def train_and_test(
-    recipe: Recipe,
-    problem: Problem,
-    tick: Callable[[float], None],
-    *,
-    every: int | None = None,
-) -> tuple[Run, Score]:
-    """Trains from the start to the end, and scores what came out on the test sentences.
-
-    ``tick`` is called with the share of the steps that is done. Returns the finished
-    run, and its score with a last head if the recipe has one.
-    """
-    run = train(
-        recipe,
-        problem,
-        start(recipe, problem),
-        every=every or recipe.steps,
-        tick=lambda run: tick(run.step / recipe.steps),
-    )
-    last = with_last_head(recipe, problem, run)
-    params = problem.params | {tuned_part(recipe): last.tuned}
-    return run, evaluate(problem, params, problem.test)
+def trained(
+    recipe: Recipe, problem: Problem, tick: Tick, every: int | None = None
+) -> tuple[Run, dict[str, Any]]:
+    """(The finished run, params with its last head), from the start to the end."""
+    share = lambda run: tick(run.step / recipe.steps)
+    every = every or recipe.steps
+    run = train(recipe, problem, start(recipe, problem), every=every, tick=share)
+    return run, with_last_head(recipe, problem, run)
 
 
 # -- checkpoints -----------------------------------------------------------------------

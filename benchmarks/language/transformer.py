@@ -188,16 +188,6 @@ def finish(config: Config, params: Params, x: jax.Array) -> jax.Array:
     return x @ top["project_out"] if "project_out" in top else x
 
 
-def hidden_states(config: Config, params: Params, tokens: jax.Array) -> jax.Array:
-    """The states that logits are made of, f[B, T, D], for tokens i32[B, T].
-
-    Attention is causal: sentences are padded on the right, and what follows a position
-    does not reach it.
-    """
-    x, _ = run_layers(config, params["layers"], embed(config, params, tokens, {}), {})
-    return finish(config, params, x)
-
-
 def word_logits(
     params: Params, states: jax.Array, words: jax.Array | None = None
 ) -> jax.Array:
@@ -208,5 +198,9 @@ def word_logits(
 
 
 def forward(config: Config, params: Params, tokens: jax.Array) -> jax.Array:
-    """Logits f32[B, T, V] of every next token."""
-    return word_logits(params, hidden_states(config, params, tokens))
+    """Logits f32[B, T, V] of every next token.
+
+    Attention is causal: what follows a position, as padding does, does not reach it.
+    """
+    x, _ = run_layers(config, params["layers"], embed(config, params, tokens, {}), {})
+    return word_logits(params, finish(config, params, x))

@@ -67,15 +67,7 @@ def rows_of(
 def tuned(name: str, recipe: Recipe, tick: Tick) -> list[Row]:
     """Trains by a recipe, and asks what came out about all sentences."""
     ready, _ = runs.ready(recipe)
-    run = training.train(
-        recipe,
-        ready,
-        training.start(recipe, ready),
-        every=recipe.steps,
-        tick=lambda run: tick(0.5 * run.step / recipe.steps),
-    )
-    run = training.with_last_head(recipe, ready, run)
-    params = ready.params | {"adapter": run.tuned}
+    _, params = training.trained(recipe, ready, lambda share: tick(share / 2))
     model, examples, unused = held_out(recipe)
     margins = []
     for start in range(0, len(unused), ROWS):  # texts of all at once would be 6 GB

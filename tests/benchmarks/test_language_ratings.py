@@ -116,10 +116,9 @@ def test_the_start_is_the_ridge_regression(made):
     _, ready = made
     assert ready.train.labels.dtype == np.float32
     assert (len(ready.train.labels), len(ready.test.labels)) == (300, 500)
-    params, adapter = ready.params["model"], ready.params["adapter"]
-    _, final = problem.states_of(ready.config, params, adapter, ready.train)
+    _, final = problem.states_of(ready.config, ready.params, ready.train)
     (slope,), bias = head.ridge([final], ready.train.labels)
-    found = ratings.estimates(ready, adapter, ready.train)
+    found = ratings.estimates(ready, ready.params["adapter"], ready.train)
     np.testing.assert_allclose(found, bias + final @ slope, atol=1e-4)
     value_fn = problem.loss(ready.config, ready.words, "squared error")
     rmse = ratings.errors(found, ready.train.labels)["rmse"]

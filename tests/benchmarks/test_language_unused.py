@@ -37,7 +37,8 @@ def test_margins_are_those_of_the_trained_problem(source, monkeypatch):
     rows = [row for name in list(cells)[:3] for row in cells[name](quiet)]
     frame = pd.DataFrame(rows)
     made, _ = runs.ready(SHORT)
-    _, score = unused.training.train_and_test(SHORT, made, quiet)
+    _, params = unused.training.trained(SHORT, made, quiet)
+    score = problem.evaluate(made, params, made.test)
     found = frame[(frame["name"] == unused.TUNED) & (frame["set"] == "test")]
     expected = np.where(made.test.labels == 1, score.margins, -score.margins)
     np.testing.assert_allclose(found["for"], expected, atol=1e-4)
