@@ -1,5 +1,6 @@
 """A recipe: what is tuned, how the gradient is estimated, and what is done with it."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ SAMPLERS = {
     "sphere": perturbations.sphere,
     "rademacher": perturbations.rademacher,
     "orthogonal": perturbations.orthogonal,
+    "simplex": perturbations.simplex,
 }
 # Forward passes of a step with K directions; first order has none of its own.
 ESTIMATORS = {
@@ -102,7 +104,7 @@ class Recipe(
     needs clip 0 and another learning rate)"""
     history: CountOrZero = 0
     """past steps that zoar reuses"""
-    optimizer: Literal["sgd", "adam", "radazo"] = "sgd"
+    optimizer: Literal["sgd", "momentum", "adam", "radazo"] = "sgd"
     """what is done with the gradient"""
     learning_rate: Positive | Literal["auto"] = 2e-2
     """at the start; auto: the one that lowers the objective most there, in the mean,
@@ -183,8 +185,14 @@ class Recipe(
             )
         fits = self.objective != "accuracy" or estimator != "first-order"
         need(fits, "objective accuracy has no gradient: not first-order")
-        fits = k > 1 or estimator not in ("mean", "leave-one-out", "dap")
-        need(fits, f"directions must be >= 2 for {estimator}, got {k}")
+        least = 1 + (estimator in ("mean", "leave-one-out", "dap"))
+        if self.sampler == "simplex":
+            least = 4 if estimator == "dap" else 2  # each of dap's stages needs two
+            fits = k.bit_count() == 1
+            need(fits, f"directions must be a power of 2 for simplex, got {k}")
+            fits = estimator != "leave-one-out"
+            need(fits, "estimator must be mean for simplex: directions sum to zero")
+        need(k >= least, f"directions must be >= {least} for {estimator}, got {k}")
         fits = tuning != "all" or self.dtype != "int8"
         need(fits, "tuning all needs floats, not int8: tune scales there")
         fits = tuning != "scales" or self.dtype == "int8"
@@ -357,7 +365,9 @@ def optimizer(
         "linear": optax.linear_schedule(rate, 0.0, steps),
         "cosine": optax.cosine_decay_schedule(rate, steps),
     }[recipe.schedule]
+    momentum = functools.partial(optax.sgd, momentum=0.9)
     optimizers = {"sgd": optax.sgd, "adam": optax.adam, "radazo": zojax.radazo}
+    optimizers |= {"momentum": momentum}
     inner = optimizers[recipe.optimizer](schedule)
     parts = []
     if recipe.estimator != "first-order":
