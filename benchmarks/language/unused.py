@@ -146,8 +146,8 @@ def figure(frame: pd.DataFrame) -> Figure:
     shown = {"kind": "point", "errorbar": "se", "linestyle": "none", "height": 3}
     shown |= {"palette": COLOURS[:2], "sharex": False}
     grid = seaborn.catplot(found, **axes, **shown)
-    grid.refline(x=0)
-    return grid.figure
+    grid.refline(x=0).set_titles("{col_name}")
+    return grid.set(xlabel=f"{TUNED} less it", ylabel="").figure
 
 
 STUDY = Study("Language: beyond the probe", cells, tables, findings, figure)
