@@ -299,11 +299,12 @@ def chosen(preset: str, config: Path | None, options: dict[str, Any]) -> Recipe:
     tuning = given.get("tuning", base.tuning)
     shaped = given.get("estimator", base.estimator) in SHAPED
     shaping = given.get("shaping", base.shaping if shaped else "none")
-    for old, new in ((base.tuning, tuning), (base.shaping, shaping)):
+    for what, new in {"tuning": tuning, "shaping": shaping}.items():
+        old = getattr(base, what)
         if old != new and "learning_rate" not in given:
             raise UsageError(
-                f"preset {preset} has a learning rate for {old}: choose one for {new}"
-                " with --learning-rate"
+                f"preset {preset} has a learning rate for {what} {old}: choose one for"
+                f" {new} with --learning-rate"
             )
     # What another tuning or shaping lacks falls away.
     lacks = {name for name, tunings in NEEDS.items() if tuning not in tunings}
