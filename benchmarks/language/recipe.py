@@ -247,8 +247,8 @@ _PROMPT = {"tuning": "prompt", "learning_rate": 4e-3, "batch": 8, "sentences": 1
 
 PRESETS: dict[str, tuple[str, Recipe]] = {
     "quick": (
-        "1 x 4 cores of o and down, an eighth of cores-zo's sentences, by words, in"
-        " three minutes: expect some 85% on the test sentences, 15 points above"
+        "1 x 4 cores of o and down, an eighth of cores-zo's sentences, by words, in two"
+        " minutes: expect some 85% on the test sentences, 15 points above"
         " calibrated zero-shot",
         _CORES.replace(**_QUICK),
     ),
