@@ -366,10 +366,12 @@ def optimizer(
         "linear": optax.linear_schedule(rate, 0.0, steps),
         "cosine": optax.cosine_decay_schedule(rate, steps),
     }[recipe.schedule]
-    momentum = functools.partial(optax.sgd, momentum=0.9)
-    optimizers = {"sgd": optax.sgd, "adam": optax.adam, "radazo": zojax.radazo}
-    optimizers |= {"momentum": momentum}
-    inner = optimizers[recipe.optimizer](schedule)
+    inner = {
+        "sgd": optax.sgd,
+        "momentum": functools.partial(optax.sgd, momentum=0.9),
+        "adam": optax.adam,
+        "radazo": zojax.radazo,
+    }[recipe.optimizer](schedule)
     parts = []
     if recipe.estimator != "first-order":
         sampler = SAMPLERS[recipe.sampler]()
